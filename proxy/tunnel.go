@@ -81,7 +81,7 @@ type relay struct {
 	check             *firstBytes   // nil until the client was answered
 	early             []byte        // bytes that the client has sent behind its request
 	result            tunnel.Result
-	stopCloseOnCancel func() bool // stops the AfterFunc that closes the tunnel when the connection's context ends
+	stopCloseOnCancel func() bool // stops the AfterFunc that closes the tunnel when the connection's context ends; nil for a stream
 }
 
 // open turns the request into a tunnel and returns the answer. The registration becomes
@@ -197,7 +197,9 @@ func (r *relay) answered(ctx context.Context, x *request, o *opening, err error)
 	if x.read.Client.SetDeadline(time.Time{}) != nil {
 		r.Close(tunnel.Error)
 	}
-	r.stopCloseOnCancel = context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
+	if !x.read.Stream { // a stream ends with its connection
+		r.stopCloseOnCancel = context.AfterFunc(ctx, func() { r.Close(tunnel.Drain) })
+	}
 	began = true
 }
 
@@ -228,7 +230,11 @@ func (r *relay) end(ctx context.Context) {
 		r.result.Reason, r.result.Err = tunnel.Error, errPanicked
 		r.proxy.Panicked(ctx, cause, debug.Stack())
 	}
-	r.stopCloseOnCancel()
+	if r.stopCloseOnCancel != nil {
+		r.stopCloseOnCancel()
+	} else if r.result.Reason == tunnel.Error && ctx.Err() != nil {
+		r.result.Reason, r.result.Err = tunnel.Drain, nil
+	}
 	switch {
 	case r.result.Err != nil:
 		r.record.SetDetail(r.result.Err.Error())
