@@ -42,8 +42,8 @@ func resetDuringDial(t *testing.T, g *gateway) {
 	}
 	goesOn(t, g, other, kept)
 	g.origin.sawNothing(t)
-	if n := g.counts().dials - before.dials; n > 1 {
-		t.Errorf("%d dials", n)
+	if n := g.counts().dials - before.dials; n > 0 {
+		t.Errorf("%d dials for a stream that was reset before", n)
 	}
 }
 
