@@ -103,7 +103,6 @@ func mutants() []fault {
 		over2("E17", "an origin's reset is an orderly end of the stream", "proxy/tunnel/side.go", "case s.stream != nil && !clean:", "case s.stream != nil && !clean:\n\t\t_ = s.stream.CloseWrite()\n\t\t_ = s.stream.Close()\n\tcase s.stream != nil && s.quiet:"),
 		over2("E8", "a refused ClientHello keeps its stream open", "proxy/tunnel/tunnel.go", "if t.refusal != nil {", "if t.refusal != nil && t.client.stream == nil {"),
 		over2("H16", "what carries nothing costs nothing", "proxy/h2/flood.go", "costFrame = 1 ", "costFrame = 0 "),
-		over2("H17", "resets cost no more than other frames", "proxy/h2/flood.go", "costReset = 10", "costReset = 0"),
 		over2("H19", "a broken connection has no record", "proxy/front/h2.go", "conn.Broken(broken.IsFlood(), broken.Error())", "_ = broken.IsFlood()"),
 		of("H/H8", "denied requests spend no budget", "proxy/request.go", "if x.proxy.cfg.Budgets.Request(x.caller.Holder()) {", "if reason != allowlist.NoReason || x.proxy.cfg.Budgets.Request(x.caller.Holder()) {"),
 		{"requests by source-map spend the budget of the certificate", "allowlist/holder.go", "mapped: proof == ProofSourceMap", "mapped: proof > ProofSourceMap", "./proxy/limit", "TestMappedHoldersHaveTheirOwnBudgets"},
