@@ -44,7 +44,7 @@ func newCallers(tb testing.TB, w wire) callers {
 // as it was.
 func (a callers) call(tb testing.TB, name string) *caller {
 	tb.Helper()
-	if a.wire != h2 {
+	if a.wire != h2 || name == nobody { // a caller without an identity loses its connection after a few refusals
 		return a.callAlone(tb, name)
 	}
 	s := a.sessions[name]
