@@ -129,7 +129,7 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) { p.ServeWithDoH(c
 // a DNS query over HTTPS to Config.Query: those that name an authority for which
 // isQueryAuthority returns true. With nil there are no such requests.
 func (p *Proxy) ServeWithDoH(ctx context.Context, conn *listen.Conn, isQueryAuthority func(authority string) bool) {
-	s := &session{proxy: p, conn: conn}
+	s := &session{ctx: ctx, proxy: p, conn: conn}
 	defer s.logins.Close()
 	defer func() {
 		if cause := recover(); cause != nil {

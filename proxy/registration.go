@@ -17,7 +17,7 @@ import (
 type registration struct {
 	registry *live.Registry
 	entry    *live.Entry
-	cancel   context.CancelFunc // ends the dial, or the exchange
+	cancel   context.CancelFunc // ends the dial, or the exchange; nil for a tunnel
 }
 
 // resolvedAddr is the address that a request goes to, with the way by which the look-up
@@ -65,6 +65,7 @@ func (r *registration) promote(to resolvedAddr, t *tunnel.Tunnel) {
 	r.setAddr(to)
 	r.entry.Promote(func(reason tunnel.Reason, _ allowlist.Reason) { t.Close(reason) }, t.Counts)
 	r.cancel()
+	r.cancel = nil // so that the tunnel does not keep the context of the dial
 }
 
 // endReason returns the reason for which a state or the shutdown has ended the request;
@@ -79,7 +80,9 @@ func (r *registration) endReason() allowlist.Reason {
 // remove removes the registration from the registry. A second call does nothing.
 func (r *registration) remove() {
 	if r != nil {
-		r.cancel()
+		if r.cancel != nil {
+			r.cancel()
+		}
 		r.registry.Remove(r.entry)
 	}
 }

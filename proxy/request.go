@@ -25,6 +25,7 @@ import (
 // session handles the requests of one connection of a caller. Over HTTP/2 they come at the
 // same time.
 type session struct {
+	ctx    context.Context //nolint:containedctx // context of the connection, for tunnels, which outlast that of their request
 	proxy  *Proxy
 	conn   *listen.Conn
 	logins forward.Logins // connections to origins that belong to this connection; of HTTP/1.x only

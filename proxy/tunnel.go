@@ -109,13 +109,14 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
 	handed = true
+	lasting := x.ctx
 	if x.read.Stream {
 		r.place = x.place
 	}
 	return front.Answer{
 		Kind: front.Opened, Switched: o.switched,
-		Done: func(err error) { r.answered(ctx, x, &o, err) },
-		Run:  func() { r.run(ctx) },
+		Done: func(err error) { r.answered(lasting, x, &o, err) }, // a tunnel keeps nothing of the context of its request
+		Run:  func() { r.run(lasting) },
 	}
 }
 

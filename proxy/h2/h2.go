@@ -54,7 +54,8 @@ type Config struct {
 	Client bool
 	// Serve is called for each stream that the peer opens, in a goroutine of its own. If it
 	// returns a function, that is called next, in a goroutine with a small stack, for what
-	// lasts long. Then the stream is closed. Required for a server.
+	// lasts long, and for which the stream has no context any more. Then the stream is
+	// closed. Required for a server.
 	Serve func(s *Stream, h Head) (run func())
 	// MaxStreams is how many streams the peer may have open; zero means
 	// DefaultMaxStreams.

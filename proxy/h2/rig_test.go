@@ -123,7 +123,8 @@ func perform(s *h2.Stream, head h2.Head) func() {
 	case "send":
 		return send(s, head)
 	case "stall": // nothing is read, and nothing answered
-		return func() { <-s.Context().Done() }
+		<-s.Context().Done()
+		return nil
 	}
 	if err := s.WriteFields([]h2.Field{{Name: ":status", Value: "200"}}, false); err != nil {
 		return nil

@@ -92,6 +92,9 @@ func (c *Conn) serve(s *Stream, head Head) {
 		c.served(s)
 		return
 	}
+	c.mu.Lock()
+	s.endContext()
+	c.mu.Unlock()
 	c.running.Go(func() {
 		run()
 		c.served(s)

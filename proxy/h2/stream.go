@@ -40,7 +40,7 @@ func (*ResetError) Is(target error) bool { return target == net.ErrClosed }
 
 // Context returns the context of the request of a stream that the peer has opened. It ends
 // with the connection's, and when the stream fails before it was answered; its cause says
-// why.
+// why. It is for Config.Serve: nil after that has returned.
 func (s *Stream) Context() context.Context { return s.ctx }
 
 // Read implements net.Conn.
@@ -193,7 +193,7 @@ func (s *Stream) resetLocked(code http2.ErrCode, err error) {
 func (s *Stream) closeLocked(err error) {
 	if s.err == nil {
 		s.err = err
-		if !s.answered {
+		if s.cancel != nil && !s.answered {
 			s.cancel(err)
 		}
 		if n := s.in.queue.drop(); n > 0 {
@@ -219,5 +219,17 @@ func (s *Stream) releaseLocked(err error) {
 	s.closeLocked(err)
 	s.in.deadline.stop()
 	s.out.deadline.stop()
+	s.endContext()
+}
+
+// endContext ends the context of the stream, which is not needed any more. A stream that the
+// peer has opened does not keep it either. The caller holds mu.
+func (s *Stream) endContext() {
+	if s.cancel == nil {
+		return
+	}
 	s.cancel(nil)
+	if s.answers == nil {
+		s.ctx, s.cancel = nil, nil
+	}
 }
