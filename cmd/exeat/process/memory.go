@@ -55,9 +55,10 @@ type quietness struct {
 	quiet     int    // number of quiet readings in a row
 }
 
-// usage is the usage of the heap in bytes: allocated since the start, occupied by
-// objects including garbage, and live after the last collection.
-type usage struct{ allocated, objects, live uint64 }
+// usage is the usage of the heap in bytes: allocated since the start, held by the process
+// (by objects, garbage among them, or free after a collection and not given back), and live
+// after the last collection.
+type usage struct{ allocated, held, live uint64 }
 
 // due is called with the usage every quietEvery and reports whether to collect garbage.
 func (q *quietness) due(u usage) bool {
@@ -66,13 +67,14 @@ func (q *quietness) due(u usage) bool {
 		q.quiet = 0
 	}
 	q.allocated = u.allocated
-	return q.quiet >= quietReadings && u.objects > u.live+max(quietLeast, u.live/quietFraction)
+	return q.quiet >= quietReadings && u.held > u.live+max(quietLeast, u.live/quietFraction)
 }
 
 // collectWhenQuiet calls collect whenever a collection is due, until ctx is done.
 func collectWhenQuiet(ctx context.Context, collect func()) {
 	samples := []metrics.Sample{
 		{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
 	}
 	ticker := time.NewTicker(quietEvery)
 	defer ticker.Stop()
@@ -83,7 +85,8 @@ func collectWhenQuiet(ctx context.Context, collect func()) {
 		case <-ticker.C:
 		}
 		metrics.Read(samples)
-		if q.due(usage{samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64()}) {
+		held := samples[1].Value.Uint64() + samples[3].Value.Uint64()
+		if q.due(usage{samples[0].Value.Uint64(), held, samples[2].Value.Uint64()}) {
 			collect()
 		}
 	}
