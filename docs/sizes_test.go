@@ -26,6 +26,7 @@ func large() map[string]string {
 	return map[string]string{
 		"allowlist.Policy":          "every question that a policy answers is a method of it",
 		"allowlist/strictyaml.Node": "it has a method for each kind of value that a file may hold",
+		"proxy/h2/h2test.Peer":      "what a test can send and wait for is a method of it",
 		"proxy/h2.Stream":           "net.Conn and tunnel.Stream alone have fifteen",
 		"proxy/tunnel.Tunnel":       "both directions, the timer and Close share one state, which is small since there are many tunnels",
 	}
