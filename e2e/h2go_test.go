@@ -193,7 +193,7 @@ func TestGoTunnelsOverHTTP2(t *testing.T) {
 }
 
 // TestGoTunnelsShareAConnection opens 200 tunnels at once on one connection, and then
-// thousands one after another. Go resets the stream of each tunnel that it closes, which
+// hundreds one after another. Go resets the stream of each tunnel that it closes, which
 // must not look like a flood.
 func TestGoTunnelsShareAConnection(t *testing.T) {
 	port := newEcho(t)
@@ -206,7 +206,7 @@ func TestGoTunnelsShareAConnection(t *testing.T) {
 			client.exchange(t, target, "the first tunnel") // Go learns here how many streams are allowed
 			var exchanges sync.WaitGroup
 			var open sync.WaitGroup
-			const atOnce, after = 200, 2000
+			const atOnce, after = 200, 600
 			open.Add(atOnce)
 			for i := range atOnce {
 				exchanges.Go(func() {

@@ -56,7 +56,7 @@ func TestH2loadIsAnswered(t *testing.T) {
 	p := start(t, s.dir, "serve")
 	tunnel := s.goClients(t, p)["mtls"].tunnel(t, "allowed.example:"+strconv.Itoa(port))
 	total := 0
-	for _, load := range []struct{ requests, clients, streams int }{{2000, 1, 900}, {1000, 2, 100}, {1000, 50, 20}} {
+	for _, load := range []struct{ requests, clients, streams int }{{1000, 1, 900}, {500, 2, 100}, {500, 50, 20}} {
 		args := []string{fmt.Sprint("--clients=", load.clients), fmt.Sprint("--max-concurrent-streams=", load.streams), "--connect-to=" + p.listening(t, "own").String()}
 		h2load(t, s.dir, load.requests, "4xx", append(args, "http://secret.example/")...)
 		h2load(t, s.dir, load.requests, "2xx", append(args, "http://allowed.example:"+strconv.Itoa(portOf(t, origin))+"/")...)

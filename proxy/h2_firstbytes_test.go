@@ -12,6 +12,7 @@ import (
 // refused ends with the alert, also while its origin sends and the client takes nothing, and
 // that the other streams go on.
 func TestRefusedFirstBytesEndTheStream(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := newGateway(t, options{})
 	g.checked(t)
 	s := g.session(t, "builder")

@@ -291,6 +291,7 @@ func TestStreamsOfARemovedAuthority(t *testing.T) {
 // TestStreamsOfAnExpiredCertificate opens streams before and after the certificate of their
 // connection expires.
 func TestStreamsOfAnExpiredCertificate(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := newGateway(t, options{})
 	until := time.Now().Add(2 * time.Second)
 	s := &session{Peer: h2test.NewPeer(t, g.callWith(t, g.ca.issueUntil(t, until, id("builder").String())).Conn), gateway: g}
@@ -303,6 +304,7 @@ func TestStreamsOfAnExpiredCertificate(t *testing.T) {
 
 // TestDrainOfAConnection drains while a connection has an open tunnel.
 func TestDrainOfAConnection(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := newGateway(t, options{})
 	s := g.session(t, "builder")
 	stream, origin := s.tunnel(t, "allowed.example")
@@ -350,6 +352,7 @@ func (s *session) goAway(t *testing.T) h2test.Event {
 
 // TestTheLifeOfAConnection lets a connection reach the longest life of a tunnel.
 func TestTheLifeOfAConnection(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := newGateway(t, options{tunnel: tunnel.Config{Max: time.Second}})
 	s := g.session(t, "builder")
 	stream, _ := s.tunnel(t, "allowed.example")
