@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -14,9 +15,14 @@ import (
 )
 
 // goSession returns a connection of Go's client.
-func (g *gateway) goSession(t *testing.T) *http2.ClientConn {
+func (g *gateway) goSession(t *testing.T) *http.ClientConn {
 	t.Helper()
-	conn, err := new(http2.Transport).NewClientConn(g.call(t, "builder").Conn)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	transport := &http.Transport{Protocols: protocols, DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
+		return g.call(t, "builder").Conn, nil
+	}}
+	conn, err := transport.NewClientConn(t.Context(), "https", "gateway.example:443")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,7 +32,7 @@ func (g *gateway) goSession(t *testing.T) *http2.ClientConn {
 
 // openWithGo opens a tunnel, or is refused, as a Go program does it. The writer sends into the
 // tunnel.
-func openWithGo(ctx context.Context, t *testing.T, conn *http2.ClientConn, target string) (*http.Response, *io.PipeWriter) {
+func openWithGo(ctx context.Context, t *testing.T, conn *http.ClientConn, target string) (*http.Response, *io.PipeWriter) {
 	t.Helper()
 	upload, send := io.Pipe()
 	req, err := http.NewRequestWithContext(ctx, http.MethodConnect, "https://"+target, upload)

@@ -125,10 +125,10 @@ func (x *exchange) serve(r *Request, handler Handler) (run func()) {
 			return a.Run
 		}
 	case Local:
-		a.done(x.respond(r, &a.Response))
 		if a.Last {
-			x.stream.LeaveConn()
+			x.stream.LeaveConn() // as in refuse
 		}
+		a.done(x.respond(r, &a.Response))
 	case Forwarded:
 		a.Done = nil // the handler has written the answer itself
 		if a.End == Abort {
@@ -171,10 +171,10 @@ func (x *exchange) refuse(r *Request, a *Answer) {
 		a.done(nil)
 		return
 	}
-	a.done(x.write(resp.Status, resp.Fields, resp.Body))
 	if a.Last || resp.Status == http.StatusProxyAuthRequired && x.refusals.Add(1) >= maxRefused {
-		x.stream.LeaveConn()
+		x.stream.LeaveConn() // first, so that no other request follows the answer
 	}
+	a.done(x.write(resp.Status, resp.Fields, resp.Body))
 }
 
 // plainStream is the stream of a plain request, on which the handler writes the answer of

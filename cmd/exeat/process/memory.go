@@ -73,7 +73,9 @@ func (q *quietness) due(u usage) bool {
 // collectWhenQuiet calls collect whenever a collection is due, until ctx is done.
 func collectWhenQuiet(ctx context.Context, collect func()) {
 	samples := []metrics.Sample{
-		{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"},
+		{Name: "/gc/heap/allocs:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/gc/heap/live:bytes"},
 		{Name: "/memory/classes/heap/free:bytes"},
 	}
 	ticker := time.NewTicker(quietEvery)
