@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,9 +27,10 @@ func (g *seen) withoutIDs() {
 }
 
 // TestBothWiresAgree sends the same requests over HTTP/1.1 and HTTP/2. The answers and the
-// records must be the same.
+// records must be the same, and each record must have its span.
 func TestBothWiresAgree(t *testing.T) {
 	g := newGateway(t, options{})
+	facts := map[string]fact{}
 	for _, row := range []struct{ name, who, target, host string }{
 		{"allowed", "builder", "allowed.example:PORT", ""},
 		{"another spelling", "builder", "ALLOWED.example.:PORT", "allowed.EXAMPLE"},
@@ -75,12 +77,18 @@ func TestBothWiresAgree(t *testing.T) {
 			two.Record = g.decisionOver(t, "h2")
 			_ = s.Close()
 
+			for _, r := range []record{one.Record, two.Record} {
+				facts[r.ID] = fact{r.Verdict, r.Reason, r.Host, strconv.Itoa(r.Status), r.TraceID, r.SpanID}
+			}
 			one.withoutIDs()
 			two.withoutIDs()
 			if diff := cmp.Diff(one, two); diff != "" {
 				t.Errorf("-HTTP/1.1 +HTTP/2:\n%s", diff)
 			}
 		})
+	}
+	if diff := cmp.Diff(facts, decisionSpans(t, g.spans.GetSpans())); diff != "" {
+		t.Errorf("records (-) and spans (+) differ: %s", diff)
 	}
 }
 
