@@ -603,3 +603,41 @@ func TestAHeadThatExpands(t *testing.T) {
 		t.Errorf("%d KiB are in use, and %d KiB were before", after>>10, before>>10)
 	}
 }
+
+// TestAWindowOfZeroForEver takes no byte of any answer: a refusal waits for room as long as an
+// answer may take to be written, and a tunnel until it is idle for too long. Neither borrows a
+// buffer meanwhile.
+func TestAWindowOfZeroForEver(t *testing.T) {
+	const tunnels = 20
+	g := newGateway(t, options{headTimeout: 500 * time.Millisecond, tunnel: tunnel.Config{Idle: time.Second}})
+	other := g.session(t, "reporter")
+	other.works(t)
+	s := g.session(t, "builder", http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	much := make([]byte, 16<<20) // more than the sockets take
+	before := heap()
+	for range tunnels {
+		_, origin := s.tunnel(t, "allowed.example")
+		go func() { _, _ = origin.Write(much) }()
+	}
+	refused := s.connect(t, "secret.example:443")
+	if got := s.refused(t, refused); got != "not-on-allowlist" { // heads need no room
+		t.Errorf("refused for %q", got)
+	}
+	if after := heap(); after > before+tunnels*(32<<10) {
+		t.Errorf("%d KiB are in use, and %d KiB were before", after>>10, before>>10)
+	}
+	if body, end := s.Rest(t, refused); body != "" || end.Kind != h2test.Reset {
+		t.Errorf("the refusal ended with %q and %+v, want a reset", body, end)
+	}
+	for id := uint32(1); id < refused; id += 2 {
+		if data, end := s.Rest(t, id); data != "" || end.Kind != h2test.Reset {
+			t.Errorf("stream %d: %d bytes and %+v, want a reset", id, len(data), end)
+		}
+	}
+	for ended := 0; ended < tunnels+1; { // the other caller's tunnel is idle, too
+		if r := <-g.records; r.CloseReason == "idle" {
+			ended++
+		}
+	}
+	other.works(t)
+}
