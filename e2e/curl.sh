@@ -18,8 +18,14 @@ if [ -z "$(find "$kept" -maxdepth 0 -mtime -30 2>/dev/null)" ] || ! speaks "$kep
 	new=$(mktemp -d "$cache/new-XXXXXX")
 	trap 'rm -rf "$new"' EXIT
 	mkdir -p "$new/apt/lists/partial" "$new/apt/archives/partial"
+	# The backports are where the machine's own release comes from.
+	from=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' "Release: $VERSION_CODENAME" | head -n 1)
+	if [ -z "$from" ]; then
+		echo "curl.sh: apt knows no source of $VERSION_CODENAME: run apt-get update" >&2
+		exit 1
+	fi
 	for suite in "$VERSION_CODENAME" "$VERSION_CODENAME-backports"; do
-		echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main"
+		echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $from $suite main"
 	done >"$new/apt/sources.list"
 	# These options keep what apt reads and writes apart from the machine's own settings.
 	apt() {

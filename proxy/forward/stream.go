@@ -16,8 +16,9 @@ import (
 // Stream is the client's side of an exchange over HTTP/2. Read reads the body of the request
 // and returns io.EOF at its end, at once if there is no body; Write writes bytes of the body
 // of the answer. An error of Read means that the client has gone, unless it is an
-// *allowlist.ReasonError, which keeps its reason. Deadlines can be set as long as the answer has not ended, also behind the
-// end of the body. The methods do not keep the fields, whose names they write in lower case.
+// *allowlist.ReasonError, which keeps its reason. Deadlines can be set as long as the answer
+// has not ended, also behind the end of the body. The methods do not keep the fields, whose
+// names they write in lower case.
 type Stream interface {
 	net.Conn
 	// WriteHead sends the head of an answer, interim or final. end says that neither body

@@ -157,8 +157,7 @@ func (f *flow) wake() {
 	f.waiting = slices.Delete(f.waiting, 0, n)
 }
 
-// await notes that a stream waits for the window of the connection. The caller holds
-// mu.
+// await notes that a stream waits for the window of the connection.
 func (f *flow) await(s *Stream) {
 	if !s.out.isWaiting {
 		s.out.isWaiting = true

@@ -22,7 +22,7 @@ type Stream interface {
 	Await()
 	// Park returns false if Read will not wait. Otherwise it returns true, and the
 	// connection brings bytes to the Sleeper until it has called Wake, once. After Read
-	// has returned io.EOF, only a failure, a deadline that is set, or Close can wake it.
+	// has returned io.EOF, only a failure or a deadline that is set can wake it.
 	Park(s Sleeper) bool
 
 	// AwaitRoom waits until the client takes bytes. Its error says why it will not.
@@ -34,10 +34,10 @@ type Stream interface {
 	Send(n int) error
 }
 
-// A Sleeper is what has parked on a Stream. The connection of the stream calls its methods
-// from its reading goroutine, and never both at the same time.
+// A Sleeper is what has parked on a Stream. The connection of the stream never calls both
+// of its methods at the same time.
 type Sleeper interface {
-	// Take is called with bytes that have come. It returns how many of them it has taken,
+	// Take is called with bytes that have come, in the goroutine that reads the connection. It returns how many of them it has taken,
 	// without waiting; after it has left any, Wake follows, and Read returns the rest.
 	Take(p []byte) (n int)
 	// Wake is called, in a goroutine of its own, when Read will not wait.
