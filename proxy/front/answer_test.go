@@ -55,35 +55,42 @@ func TestConnectionAfterARefusal(t *testing.T) {
 		{"chunks", chunked, allowlist.NotOnAllowlist, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			var o outcome
-			first := true
-			s := serve(t, front.Config{}, handler(func(*front.Request) front.Answer {
-				if !first {
-					return refused(allowlist.Draining)
-				}
-				first = false
-				a := refused(row.reason)
-				a.Done = o.done
-				return a
-			}), nil)
-			c := s.dial(t)
-			a := c.ask(t, row.raw)
+			a := askOnce(t, row.raw, refused(row.reason), row.keeps)
 			if a.StatusCode != row.reason.Info().Status || a.reason() != row.reason.String() || a.Close == row.keeps {
 				t.Errorf("answered %s %v, want %s, and to keep the connection: %v", a.Status, a.Header, row.reason, row.keeps)
 			}
-			if row.keeps {
-				if a := c.ask(t, plain); a.reason() != allowlist.Draining.String() {
-					t.Errorf("the next answer: %s", a.Status)
-				}
-			}
-			c.gone(t)
-			_ = c.Close()
-			if e := s.end(t); e != (ending{}) {
-				t.Errorf("ended as %+v", e)
-			}
-			o.check(t, "a refusal", true)
 		})
 	}
+}
+
+// askOnce sends a request, which gets an answer, and returns that. If the connection stays
+// open, it sends another one, which is refused. The connection must end in order.
+func askOnce(t *testing.T, raw string, first front.Answer, keeps bool) *answer {
+	t.Helper()
+	var o outcome
+	first.Done = o.done
+	given := false
+	s := serve(t, front.Config{}, handler(func(*front.Request) front.Answer {
+		if given {
+			return refused(allowlist.Draining)
+		}
+		given = true
+		return first
+	}), nil)
+	c := s.dial(t)
+	a := c.ask(t, raw)
+	if keeps {
+		if a := c.ask(t, plain); a.reason() != allowlist.Draining.String() {
+			t.Errorf("the next answer: %s", a.Status)
+		}
+	}
+	c.gone(t)
+	_ = c.Close()
+	if e := s.end(t); e != (ending{}) {
+		t.Errorf("ended as %+v", e)
+	}
+	o.check(t, "the answer", true)
+	return a
 }
 
 // TestTheFormOfARefusal checks that the front chooses the form of a refusal, whatever the

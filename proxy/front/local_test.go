@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy/front"
 )
 
@@ -27,36 +26,15 @@ func TestLocalAnswerIsWrittenAsGiven(t *testing.T) {
 		{"a body that nobody has read", body, "no\n", false, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			var o outcome
-			first := true
-			s := serve(t, front.Config{}, handler(func(*front.Request) front.Answer {
-				if !first {
-					return refused(allowlist.Draining)
-				}
-				first = false
-				return front.Answer{Kind: front.Local, Last: row.last, Done: o.done, Response: front.Response{
-					Status: http.StatusMethodNotAllowed, Fields: http.Header{"Allow": {"GET, POST"}}, Body: []byte("no\n"),
-				}}
-			}), nil)
-			c := s.dial(t)
-			a := c.ask(t, row.raw)
+			a := askOnce(t, row.raw, front.Answer{Kind: front.Local, Last: row.last, Response: front.Response{
+				Status: http.StatusMethodNotAllowed, Fields: http.Header{"Allow": {"GET, POST"}}, Body: []byte("no\n"),
+			}}, row.keeps)
 			if a.Status != "405 Method Not Allowed" || a.Header.Get("Allow") != "GET, POST" || a.ContentLength != 3 {
 				t.Errorf("answered %s %v", a.Status, a.Header)
 			}
 			if a.body != row.body || a.Close == row.keeps {
 				t.Errorf("answered %q, and to keep the connection: %v", a.body, !a.Close)
 			}
-			if row.keeps {
-				if a := c.ask(t, plain); a.reason() != allowlist.Draining.String() {
-					t.Errorf("the next answer: %s", a.Status)
-				}
-			}
-			c.gone(t)
-			_ = c.Close()
-			if e := s.end(t); e != (ending{}) {
-				t.Errorf("ended as %+v", e)
-			}
-			o.check(t, "an answer of the gateway itself", true)
 		})
 	}
 }
