@@ -38,46 +38,48 @@ func newStreamMemory() *h2.Memory {
 	return h2.NewMemory(max(leastWaiting, limit/waitingShare))
 }
 
-// When garbage is collected in a quiet process.
+// When memory is given back by a quiet process.
 const (
 	quietEvery    = 500 * time.Millisecond // between two readings of the usage
 	quietReadings = 2                      // number of quiet readings in a row
 	quietAllowed  = 128 << 10              // bytes that a quiet process allocates at most between two readings
-	quietLeast    = 4 << 20                // least number of bytes of garbage that is worth a collection
-	quietFraction = 8                      // less garbage than the live heap divided by this is not worth one
+	quietLeast    = 4 << 20                // least number of allocated bytes that is worth a collection
+	quietFraction = 8                      // fewer bytes than the live heap divided by this are not worth one
 )
 
-// quietness finds out when the process has become quiet and holds garbage. Idle tunnels,
-// the usual state of most tunnels, allocate nothing, so that the garbage of
-// their handshakes would otherwise stay for two minutes.
+// quietness finds out when the process has become quiet after it has allocated much. Idle
+// tunnels, the usual state of most tunnels, allocate nothing, so that the garbage of their
+// handshakes would otherwise stay for two minutes. What a collection in the middle of the
+// work has left does not matter: it has counted as live what the work still used, and has
+// freed memory that the process keeps.
 type quietness struct {
 	allocated uint64 // usage.allocated at the last reading
+	given     uint64 // usage.allocated when memory was last given back
 	quiet     int    // number of quiet readings in a row
 }
 
-// usage is the usage of the heap in bytes: allocated since the start, held by the process
-// (by objects, garbage among them, or free after a collection and not given back), and live
-// after the last collection.
-type usage struct{ allocated, held, live uint64 }
+// usage is the usage of the heap in bytes: allocated since the start, and live after the last
+// collection.
+type usage struct{ allocated, live uint64 }
 
-// due is called with the usage every quietEvery and reports whether to collect garbage.
+// due is called with the usage every quietEvery and reports whether to collect garbage and
+// give memory back.
 func (q *quietness) due(u usage) bool {
 	q.quiet++
 	if u.allocated-q.allocated > quietAllowed {
 		q.quiet = 0
 	}
 	q.allocated = u.allocated
-	return q.quiet >= quietReadings && u.held > u.live+max(quietLeast, u.live/quietFraction)
+	if q.quiet < quietReadings || u.allocated-q.given <= max(quietLeast, u.live/quietFraction) {
+		return false
+	}
+	q.given = u.allocated
+	return true
 }
 
 // collectWhenQuiet calls collect whenever a collection is due, until ctx is done.
 func collectWhenQuiet(ctx context.Context, collect func()) {
-	samples := []metrics.Sample{
-		{Name: "/gc/heap/allocs:bytes"},
-		{Name: "/memory/classes/heap/objects:bytes"},
-		{Name: "/gc/heap/live:bytes"},
-		{Name: "/memory/classes/heap/free:bytes"},
-	}
+	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	ticker := time.NewTicker(quietEvery)
 	defer ticker.Stop()
 	for q := (quietness{}); ; {
@@ -87,8 +89,7 @@ func collectWhenQuiet(ctx context.Context, collect func()) {
 		case <-ticker.C:
 		}
 		metrics.Read(samples)
-		held := samples[1].Value.Uint64() + samples[3].Value.Uint64()
-		if q.due(usage{samples[0].Value.Uint64(), held, samples[2].Value.Uint64()}) {
+		if q.due(usage{samples[0].Value.Uint64(), samples[1].Value.Uint64()}) {
 			collect()
 		}
 	}
