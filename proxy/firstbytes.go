@@ -23,23 +23,20 @@ func accessDenied() []byte { return []byte{21, 3, 3, 0, 2, 2, 49} }
 
 // firstBytes checks the first bytes of one tunnel: a ClientHello in them must ask for the
 // destination that was decided. The state that is in force when they come decides how
-// strictly they are checked.
+// strictly they are checked. Nothing keeps a firstBytes when they have come.
 type firstBytes struct {
 	expected
-	current      *live.Current
-	record       *audit.Tunnel
-	registration *registration // registration of the tunnel
+	relay   *relay // the tunnel
+	current *live.Current
 
 	reader hello.Reader
-	wait   time.Duration    // how long the client may take to send the first bytes
-	reason allowlist.Reason // why the first bytes were refused
+	wait   time.Duration // how long the client may take to send the first bytes
 	// observed is the decision about the name that the ClientHello asks for, if it is
 	// let through only because the caller is observed; nil otherwise.
 	observed *stateDecision
 }
 
-// expected holds what the first bytes are compared with. It is zero after they were
-// checked.
+// expected holds what the first bytes are compared with.
 type expected struct {
 	request    allowlist.Request
 	names      []resolve.Binding // names by which the address was allowed; nil if it was allowed otherwise
@@ -63,7 +60,7 @@ type stateDecision struct {
 
 // newFirstBytes returns the check of the first bytes of a tunnel to an address.
 func newFirstBytes(x *request, r *relay, addr netip.AddrPort) *firstBytes {
-	c := &firstBytes{current: x.proxy.cfg.Current, record: r.record, registration: r.registration}
+	c := &firstBytes{relay: r, current: x.proxy.cfg.Current}
 	if x.read.IsPlain() { // the origin has agreed to an upgrade in clear text
 		c.inspection.mode = allowlist.TLSOff
 		return c
@@ -111,17 +108,16 @@ func (e *expected) inspectionUnder(state *live.State) inspection {
 
 // gate returns the gate that checks the first bytes of the tunnel, or nil if they are not
 // checked.
-func (c *firstBytes) gate(ctx context.Context, timeout time.Duration, t *tunnel.Tunnel) *tunnel.Gate {
+func (c *firstBytes) gate(ctx context.Context, timeout time.Duration) *tunnel.Gate {
 	c.wait = timeout
 	how := c.initialInspection()
 	switch how.mode {
 	case allowlist.TLSOff:
-		c.expected = expected{}
 		return nil
 	case allowlist.TLSAuto: // the gate waits while the client is silent, unless a later state requires TLS
-		c.registration.entry.Await(t.Hurry)
+		c.relay.registration.entry.Await(c.relay.Hurry)
 		if c.inspectionUnder(c.current.Load()).mode == allowlist.TLSRequire { // that state came before Await, and could not call Hurry
-			t.Hurry()
+			c.relay.Hurry()
 		}
 	case allowlist.TLSRequire, allowlist.TLSDefault:
 	}
@@ -140,9 +136,9 @@ func (c *firstBytes) initialInspection() inspection {
 		state := c.current.Load()
 		how := c.inspectionUnder(state)
 		if how.mode == allowlist.TLSOff {
-			c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
+			c.relay.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesUnseen })
 			if c.current.Load() != state {
-				c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
+				c.relay.registration.entry.Change(func(d *live.Decided) { d.FirstBytes = live.FirstBytesToCome })
 				continue
 			}
 		}
@@ -162,12 +158,12 @@ func (c *firstBytes) inspect(ctx context.Context, p []byte, last bool) tunnel.Ru
 			return v.ruling
 		}
 		if v.ruling == tunnel.Pass {
-			c.registration.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
+			c.relay.registration.entry.Change(func(d *live.Decided) { d.FirstBytes, d.ECH, d.Hidden = v.first, v.seen.ECH, v.hidden })
 			if c.current.Load() != state { // the new state may have been enforced before the change of the entry
 				continue
 			}
 			if how.held { // the last enforced policy may not be the one that opened the tunnel
-				c.registration.registry.JudgeAgain()
+				c.relay.registration.registry.JudgeAgain()
 			}
 		}
 		c.finish(ctx, state, v)
@@ -187,22 +183,21 @@ type checkResult struct {
 
 // finish records the result of the check under a state.
 func (c *firstBytes) finish(ctx context.Context, state *live.State, v checkResult) {
-	c.registration.entry.Await(nil)
+	c.relay.registration.entry.Await(nil)
 	if v.first != live.FirstBytesUnseen {
-		c.record.SetHello(v.seen)
+		c.relay.record.SetHello(v.seen)
 	}
 	if v.ruling == tunnel.Refuse {
-		c.reason = v.reason
+		c.relay.denied = v.reason
 		if v.detail != "" {
-			c.record.SetDetail(v.detail)
+			c.relay.record.SetDetail(v.detail)
 		}
 		c.refuse(ctx, state)
 		return
 	}
 	if o := c.observed; o != nil {
-		c.record.Observe(ctx, o.Decision, o.generation)
+		c.relay.record.Observe(ctx, o.Decision, o.generation)
 	}
-	c.expected, c.observed = expected{}, nil // free their memory while the tunnel lasts
 }
 
 // refuse records the refusal of the first bytes under a state. If that is not the state
@@ -211,11 +206,11 @@ func (c *firstBytes) finish(ctx context.Context, state *live.State, v checkResul
 func (c *firstBytes) refuse(ctx context.Context, state *live.State) {
 	if state != c.state && state != nil {
 		if d := c.decide(state, c.request.Dest.Host); d.Allowed() {
-			c.record.RefuseByState(ctx, c.reason, d.Decision, d.generation)
+			c.relay.record.RefuseByState(ctx, c.relay.denied, d.Decision, d.generation)
 			return
 		}
 	}
-	c.record.Refuse(ctx, c.reason)
+	c.relay.record.Refuse(ctx, c.relay.denied)
 }
 
 // evaluate checks first bytes against the destination. h is the ClientHello in them if
@@ -318,7 +313,7 @@ func (c *firstBytes) decideOtherName(name allowlist.Host) stateDecision {
 		if b.Name != name {
 			continue
 		}
-		c.registration.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
+		c.relay.registration.entry.Change(func(d *live.Decided) { d.Request.Dest.Host, d.Way = name, b.Way })
 		d := c.decide(c.current.Load(), name) // loaded after Change, so that no state is missed
 		if d.CheckAddr(c.addr) != nil || d.CheckWay(b.Way) != allowlist.NoReason {
 			return stateDecision{}
@@ -328,7 +323,7 @@ func (c *firstBytes) decideOtherName(name allowlist.Host) stateDecision {
 	if name.IsAddr() || !c.request.Dest.Host.IsAddr() {
 		return stateDecision{}
 	}
-	c.registration.entry.Change(func(d *live.Decided) { d.Name = name })
+	c.relay.registration.entry.Change(func(d *live.Decided) { d.Name = name })
 	return c.decide(c.current.Load(), name) // loaded after Change, as above
 }
 
@@ -340,18 +335,4 @@ func (c *firstBytes) decide(state *live.State, name allowlist.Host) (d stateDeci
 		d.generation = state.Generation
 	}
 	return d
-}
-
-// endReason returns the reason for which the tunnel was refused or ended; NoReason if it
-// ended by itself.
-func (c *firstBytes) endReason(reason tunnel.Reason, r *registration) allowlist.Reason {
-	switch reason { //nolint:exhaustive // the others are no refusals
-	case tunnel.Revoked, tunnel.Quarantined:
-		return r.endReason()
-	case tunnel.Denied:
-		return c.reason
-	case tunnel.Limit:
-		return allowlist.UploadLimit
-	}
-	return allowlist.NoReason
 }

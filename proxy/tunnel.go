@@ -69,19 +69,21 @@ type opening struct {
 	up       int64  // number of bytes of the request that have gone out; 0 for a CONNECT
 }
 
-// relay is a tunnel that is about to open or is open.
+// relay is a tunnel that is about to open or is open. It is one value with all that stays
+// for as long as the tunnel is idle, as far as possible: small values would stand between
+// those of requests that have ended, and keep the memory of these from being used for
+// anything else.
 type relay struct {
-	*tunnel.Tunnel
+	tunnel.Tunnel
+	record            audit.Tunnel // zero until the client was answered
 	proxy             *Proxy
 	conn              net.Conn // the connection to the origin
 	lease             *limit.Lease
 	registration      *registration
-	place             *place        // slots of the request, which ends with the tunnel; nil if they end with the connection
-	record            *audit.Tunnel // nil until the client was answered
-	check             *firstBytes   // nil until the client was answered
-	early             []byte        // bytes that the client has sent behind its request
-	result            tunnel.Result
-	stopCloseOnCancel func() bool // stops the AfterFunc that closes the tunnel when the connection's context ends; nil for a stream
+	place             *place           // slots of the request, which ends with the tunnel; nil if they end with the connection
+	early             []byte           // bytes that the client has sent behind its request
+	denied            allowlist.Reason // why the first bytes were refused; NoReason if they were not
+	stopCloseOnCancel func() bool      // stops the AfterFunc that closes the tunnel when the connection's context ends; nil for a stream
 }
 
 // open turns the request into a tunnel and returns the answer. The registration becomes
@@ -127,8 +129,8 @@ func newRelay(x *request, o *opening) *relay {
 	cfg := x.proxy.cfg.Tunnel
 	cfg.Progress = func(up, down int64) { r.record.Progress(up, down) }
 	cfg.Spend = x.lease.Spend
-	r.Tunnel = tunnel.New(x.read.Client, o.conn, cfg)
-	x.registration.promote(o.upstream, r.Tunnel)
+	r.Init(x.read.Client, o.conn, cfg)
+	x.registration.promote(o.upstream, &r.Tunnel)
 	x.lease, x.registration = nil, nil
 	return r
 }
@@ -186,15 +188,15 @@ func (r *relay) answered(ctx context.Context, x *request, o *opening, err error)
 			if why != allowlist.NoReason {
 				reason, why = closeReasons(why)
 			}
-			x.pending.Tunnel().Close(ctx, o.up, 0, reason, why)
+			x.pending.InitTunnel(&r.record)
+			r.record.Close(ctx, o.up, 0, reason, why)
 		}
 		return
 	}
 	x.pending.End()
-	r.record = x.pending.Tunnel()
+	x.pending.InitTunnel(&r.record)
 	r.early = x.read.Early()
-	r.check = newFirstBytes(x, r, o.upstream.addr)
-	r.Guard(r.check.gate(ctx, x.proxy.cfg.HelloTimeout, r.Tunnel))
+	r.Guard(newFirstBytes(x, r, o.upstream.addr).gate(ctx, x.proxy.cfg.HelloTimeout))
 	if x.read.Client.SetDeadline(time.Time{}) != nil {
 		r.Close(tunnel.Error)
 	}
@@ -217,33 +219,49 @@ func closeReasons(why allowlist.Reason) (tunnel.Reason, allowlist.Reason) {
 
 // run relays until the tunnel ends, and ends its record.
 func (r *relay) run(ctx context.Context) {
-	defer r.end(ctx)
+	var result tunnel.Result
+	defer func() { r.end(ctx, result, recover()) }()
 	early := r.early
 	r.early = nil // free its memory while the tunnel lasts
-	r.result = r.Run(early)
+	result = r.Run(early)
 }
 
-// end ends the record of the tunnel, also after a panic, and releases what it used.
-func (r *relay) end(ctx context.Context) {
+// end ends the record of the tunnel, also after a panic with a cause, and releases what the
+// tunnel used.
+func (r *relay) end(ctx context.Context, result tunnel.Result, cause any) {
 	defer r.place.leave()
 	defer r.release()
-	if cause := recover(); cause != nil {
-		r.result.Reason, r.result.Err = tunnel.Error, errPanicked
+	if cause != nil {
+		result.Reason, result.Err = tunnel.Error, errPanicked
 		r.proxy.Panicked(ctx, cause, debug.Stack())
 	}
 	if r.stopCloseOnCancel != nil {
 		r.stopCloseOnCancel()
-	} else if r.result.Reason == tunnel.Error && ctx.Err() != nil {
-		r.result.Reason, r.result.Err = tunnel.Drain, nil
+	} else if result.Reason == tunnel.Error && ctx.Err() != nil {
+		result.Reason, result.Err = tunnel.Drain, nil
 	}
 	switch {
-	case r.result.Err != nil:
-		r.record.SetDetail(r.result.Err.Error())
-	case r.result.Reason == tunnel.Limit:
+	case result.Err != nil:
+		r.record.SetDetail(result.Err.Error())
+	case result.Reason == tunnel.Limit:
 		r.record.SetDetail(r.lease.Over().String())
 	}
 	up, down := r.Counts()
-	r.record.Close(ctx, up, down, r.result.Reason, r.check.endReason(r.result.Reason, r.registration))
+	r.record.Close(ctx, up, down, result.Reason, r.endReason(result.Reason))
+}
+
+// endReason returns the reason for which the tunnel was refused or ended; NoReason if it
+// ended by itself.
+func (r *relay) endReason(ended tunnel.Reason) allowlist.Reason {
+	switch ended { //nolint:exhaustive // the others are no refusals
+	case tunnel.Revoked, tunnel.Quarantined:
+		return r.registration.endReason()
+	case tunnel.Denied:
+		return r.denied
+	case tunnel.Limit:
+		return allowlist.UploadLimit
+	}
+	return allowlist.NoReason
 }
 
 // errPanicked is the text of a panic in records.

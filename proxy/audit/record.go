@@ -109,15 +109,28 @@ type Count struct {
 // where zero is a value (bytes of a tunnel).
 type Record struct {
 	Time     time.Time
-	Event    Event
 	ID       string // ID of the decision; the records of its tunnel have the same
 	Instance string // name of the process; the recorder sets it
 
+	// The small fields stand together, because every tunnel keeps a record.
+	Event       Event
+	Protocol    Protocol
+	Wire        Wire
+	Proof       allowlist.Proof
+	Verdict     allowlist.Verdict
+	Reason      allowlist.Reason
+	WouldReason allowlist.Reason
+	Mode        allowlist.Mode
+	Stage       Stage
+	Class       allowlist.Class // class of an address that was refused
+	CloseReason tunnel.Reason   // what ended a tunnel or an exchange; None in other records
+	// Supersedes says that a sink may already have a record with this id. That one has the
+	// answer that was intended but could not be recorded everywhere; this record has
+	// the answer that was sent.
+	Supersedes bool
+
 	Listener string
-	Protocol Protocol
-	Wire     Wire
 	Identity spiffeid.ID
-	Proof    allowlist.Proof
 	Client   netip.AddrPort // zero for a unix socket; in a summary the port is 0
 
 	Dest    allowlist.Destination // canonical form of the destination that was asked for
@@ -125,10 +138,7 @@ type Record struct {
 	Path    string         // set if the rule restricts paths; without the query
 	Address netip.AddrPort // the address that was dialled
 
-	Verdict     allowlist.Verdict
-	Reason      allowlist.Reason
-	WouldReason allowlist.Reason
-	Status      int // status sent to the caller; 0 if none was
+	Status int // status sent to the caller; 0 if none was
 
 	Rule       string
 	RuleAt     string
@@ -137,14 +147,11 @@ type Record struct {
 	Policy     string
 	Quarantine string // version of the quarantine list, in records of reloads and quarantines
 	Generation uint64
-	Mode       allowlist.Mode
 
-	Stage Stage
 	Hello Hello
 
-	Class   allowlist.Class // class of an address that was refused
-	Dropped int             // number of addresses that were refused
-	Refused []netip.Addr    // the first addresses that were refused, at most MaxAddresses; never changed once set
+	Dropped int          // number of addresses that were refused
+	Refused []netip.Addr // the first addresses that were refused, at most MaxAddresses; never changed once set
 
 	Resolve, Dial time.Duration
 	Decide        time.Duration
@@ -152,9 +159,8 @@ type Record struct {
 	// DNS holds the question and the answer, if Protocol is dns.
 	DNS DNS
 
-	Up, Down    int64 // bytes from and to the caller
-	Duration    time.Duration
-	CloseReason tunnel.Reason // what ended a tunnel or an exchange; None in other records
+	Up, Down int64 // bytes from and to the caller
+	Duration time.Duration
 
 	// Detail is what a person needs to know beside the reason, such as the cause of a
 	// failed handshake. It is printable and bounded by the code that sets it.
@@ -163,11 +169,6 @@ type Record struct {
 	// Merged describes the other records that this one stands for, in EventSummary and
 	// EventCollapsed. It is nil in all other records.
 	Merged *Merged
-
-	// Supersedes says that a sink may already have a record with this id. That one has the
-	// answer that was intended but could not be recorded everywhere; this record has
-	// the answer that was sent.
-	Supersedes bool
 
 	Trace       trace.SpanContext // span of the decision
 	CallerTrace trace.TraceID     // trace of the caller's context, if it sent one

@@ -17,9 +17,9 @@ import (
 // Tunnel records what happens to an allowed tunnel, or a plain exchange, after its
 // decision. It lives as long as the tunnel, so it refers to nothing that has ended.
 type Tunnel struct {
-	record   Record
+	record   Record // with the time of the decision
 	recorder *Recorder
-	start    time.Time
+	start    time.Duration          // since the decision
 	hello    atomic.Pointer[Hello]  // nil if the first bytes were not inspected
 	detail   atomic.Pointer[string] // why the tunnel was refused or failed; nil means the decision's detail
 	// wouldReason is the reason that would have refused the first bytes, an
@@ -31,7 +31,14 @@ type Tunnel struct {
 // exchange whose answer is still to come call it when its request is sent. Exactly one
 // Close must follow.
 func (o *Pending) Tunnel() *Tunnel {
-	return &Tunnel{record: o.Record, recorder: o.recorder, start: time.Now()}
+	t := new(Tunnel)
+	o.InitTunnel(t)
+	return t
+}
+
+// InitTunnel does what Tunnel does, for a zero Tunnel that is a part of another value.
+func (o *Pending) InitTunnel(t *Tunnel) {
+	t.record, t.recorder, t.start = o.Record, o.recorder, time.Since(o.Time)
 }
 
 // Progress records the number of bytes so far.
@@ -154,7 +161,7 @@ func (t *Tunnel) describe(span trace.Span) {
 func (t *Tunnel) Close(ctx context.Context, up, down int64, reason tunnel.Reason, why allowlist.Reason) {
 	t.put(EventTunnelClose, up, down, reason, why)
 	// The span is made only now, because a thousand open spans would hold megabytes.
-	_, span := t.recorder.cfg.Tracer.Start(ctx, t.spanName(), trace.WithNewRoot(), trace.WithTimestamp(t.start),
+	_, span := t.recorder.cfg.Tracer.Start(ctx, t.spanName(), trace.WithNewRoot(), trace.WithTimestamp(t.record.Time.Add(t.start)),
 		trace.WithLinks(trace.Link{SpanContext: t.record.Trace}))
 	defer span.End()
 	t.describe(span)

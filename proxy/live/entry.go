@@ -78,7 +78,7 @@ type Entry struct {
 	Hurry func()
 
 	mu      sync.Mutex       // guards the fields below, and after Add also Decided, End, Counts and Hurry
-	changes int              // how often Decided was changed
+	changes uint32           // how often Decided was changed
 	why     allowlist.Reason // why the entry was told to end; NoReason if it was not
 	by      *State           // the state that told the entry to end; nil if none did
 }
@@ -125,7 +125,7 @@ func (e *Entry) EndedBy() *State {
 }
 
 // judged returns a copy of Decided and how often it was changed; see changed.
-func (e *Entry) judged() (d Decided, changes int) {
+func (e *Entry) judged() (d Decided, changes uint32) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.Decided, e.changes
@@ -149,7 +149,7 @@ func (e *Entry) isConnection() bool {
 }
 
 // changed reports whether Decided was changed after judged had returned the number since.
-func (e *Entry) changed(since int) bool {
+func (e *Entry) changed(since uint32) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.changes != since

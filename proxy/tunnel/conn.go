@@ -34,8 +34,8 @@ type Conn struct {
 
 	link *linkState // the state of a Link on this connection, else nil
 
-	// The following fields are used by the goroutine that reads only. The callbacks
-	// are made once, since a method value for each call would allocate each time.
+	// The following fields are used by the goroutine that reads only. Each callback is made
+	// when it is first needed: a method value for each call would allocate each time.
 	onTry, onFill, onReady func(fd uintptr) bool
 
 	p       []byte  // for onTry: the slice to read into
@@ -57,7 +57,6 @@ func Wrap(c net.Conn) *Conn {
 	if s, ok := c.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
 			w.raw = raw
-			w.onTry, w.onFill, w.onReady = w.tryRead, w.fillBuffer, w.ready
 		}
 	}
 	return w
@@ -97,14 +96,23 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.drained = false
 		return 0, errWouldBlock
 	}
-	c.p = p
-	err := c.raw.Read(c.onTry)
-	c.p = nil
-	if err != nil {
+	if err := try(c, p); err != nil {
 		return 0, err
 	}
 	c.drained = c.n < len(p)
 	return c.n, c.err
+}
+
+// try reads into p without waiting. Its error says that the socket is closed; c.n and c.err
+// have what was read.
+func try(c *Conn, p []byte) error {
+	if c.onTry == nil {
+		c.onTry = c.tryRead
+	}
+	c.p = p
+	err := c.raw.Read(c.onTry)
+	c.p = nil
+	return err
 }
 
 // Write writes to the connection. After leave it does not wait for room. After a Write
@@ -168,6 +176,9 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 // readBuffer waits for bytes and returns them in a buffer of the pool. It borrows the
 // buffer only when there are bytes to read.
 func (c *Conn) readBuffer() (b *buffer, n int, err error) {
+	if c.onFill == nil {
+		c.onFill = c.fillBuffer
+	}
 	if err := c.raw.Read(c.onFill); err != nil {
 		return nil, 0, err
 	}
@@ -193,6 +204,9 @@ func (c *Conn) discard() (n int, err error) {
 // wait returns when the next read from the socket will not block: there are bytes, an
 // end of file or an error.
 func (c *Conn) wait() error {
+	if c.onReady == nil {
+		c.onReady = c.ready
+	}
 	c.drained, c.woken, c.err = false, false, nil
 	if err := c.raw.Read(c.onReady); err != nil {
 		return err

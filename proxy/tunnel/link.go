@@ -183,9 +183,7 @@ func (s *linkState) readAhead(c *Conn, p []byte) (int, error) {
 			return 0, errWouldBlock
 		}
 		b := buffers.get()
-		c.p = b[:]
-		err := c.raw.Read(c.onTry)
-		c.p = nil
+		err := try(c, b[:])
 		if err == nil {
 			err = c.err
 		}

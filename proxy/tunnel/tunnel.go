@@ -110,13 +110,19 @@ type Tunnel struct {
 // connection works, too. If one has no CloseWrite method, the end of one direction ends
 // both.
 func New(client, upstream net.Conn, cfg Config) *Tunnel {
+	t := new(Tunnel)
+	t.Init(client, upstream, cfg)
+	return t
+}
+
+// Init does what New does, for a zero Tunnel that is a part of another value.
+func (t *Tunnel) Init(client, upstream net.Conn, cfg Config) {
 	cfg.Idle = cmp.Or(cfg.Idle, DefaultIdle)
 	cfg.Max = cmp.Or(cfg.Max, DefaultMax)
 	cfg.ProgressEvery = cmp.Or(cfg.ProgressEvery, DefaultProgressEvery)
 	cfg.ProgressBytes = cmp.Or(cfg.ProgressBytes, DefaultProgressBytes)
-	t := &Tunnel{cfg: cfg, client: newSide(Client, client), upstream: newSide(Upstream, upstream)}
+	t.cfg, t.client, t.upstream = cfg, newSide(Client, client), newSide(Upstream, upstream)
 	t.reportBytes.Store(cfg.ProgressBytes)
-	return t
 }
 
 // Guard sets the gate that rules over the client's first bytes; nil means none. A
