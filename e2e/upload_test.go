@@ -12,7 +12,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/exeat-dev/exeat/e2e/missing"
 )
+
+// nodePath says where Debian has the packages of Node.js.
+const nodePath = "NODE_PATH=/usr/share/nodejs"
+
+// needUndici skips a test if Node.js has no undici.
+func needUndici(t *testing.T, dir string) {
+	t.Helper()
+	if _, _, code := run(t, dir, "env", nodePath, "node", "-e", "require('undici')"); code != 0 {
+		missing.Skip(t, "undici is missing: install node-undici to run this test")
+	}
+}
 
 // TestAnswersWhileTheClientSends runs clients that read the answer only after they have
 // sent the whole body. They must get the answer of the gateway, which reads none of the
@@ -54,12 +67,15 @@ func TestAnswersWhileTheClientSends(t *testing.T) {
 		{"Python over TLS", append([]string{"python3", python, "https", host, securePort}, uploads...)},
 		{"curl", curl},
 		{"Node's http", append([]string{"node", script, "http", host, port}, uploads...)},
-		{"undici", append([]string{"env", "NODE_PATH=/usr/share/nodejs", "node", script, "undici", host, port}, uploads...)},
+		{"undici", append([]string{"env", nodePath, "node", script, "undici", host, port}, uploads...)},
 		{"Java's HttpURLConnection", slices.Concat(java, []string{"old", host, port}, uploads)},
 		{"Java's HttpClient", slices.Concat(java, []string{"new", host, port}, uploads)},
 	} {
 		t.Run(client.name, func(t *testing.T) {
 			t.Parallel()
+			if client.name == "undici" {
+				needUndici(t, s.dir)
+			}
 			if stdout, stderr, _ := run(t, s.dir, client.args[0], client.args[1:]...); stdout != want {
 				t.Errorf("%v: %q, want %q: %s", uploads, stdout, want, stderr)
 			}
