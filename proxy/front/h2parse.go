@@ -12,9 +12,12 @@ import (
 )
 
 // pseudo holds the pseudo-header fields of a request (RFC 9113 section 8.3.1).
-type pseudo struct {
-	method, scheme, authority, path, protocol string
-	has                                       map[string]bool
+type pseudo struct{ method, scheme, authority, path, protocol part }
+
+// part is the value of a pseudo-header field.
+type part struct {
+	text  string
+	given bool // the head has the field, whose value may be ""
 }
 
 // errPseudo is the error for pseudo-header fields that are malformed.
@@ -25,10 +28,10 @@ var errPseudo = errors.New("malformed pseudo-header field")
 func parseStream(h h2.Head, isQueryAuthority func(string) bool) *Request {
 	r := new(Request)
 	p, fields, err := splitPseudo(h.Fields)
-	isQuery := isQueryAuthority != nil && p.scheme == "https" && !IsConnect(p.method) && isQueryTarget(p.path)
-	r.Method, r.Target = p.method, p.target()
+	isQuery := isQueryAuthority != nil && p.scheme.text == "https" && !IsConnect(p.method.text) && isQueryTarget(p.path.text)
+	r.Method, r.Target = p.method.text, p.target()
 	if isQuery {
-		r.Target = p.path
+		r.Target = p.path.text
 	}
 	switch {
 	case err != nil:
@@ -48,7 +51,7 @@ func parseStream(h h2.Head, isQueryAuthority func(string) bool) *Request {
 	}
 	switch {
 	case isQuery:
-		if r.Reason = r.parseQueryStream(p.authority, h.End, isQueryAuthority); r.Reason != allowlist.NoReason {
+		if r.Reason = r.parseQueryStream(p.authority.text, h.End, isQueryAuthority); r.Reason != allowlist.NoReason {
 			r.Query = nil
 		}
 	case r.IsPlain():
@@ -62,7 +65,6 @@ func parseStream(h h2.Head, isQueryAuthority func(string) bool) *Request {
 // splitPseudo splits a head into its pseudo-header fields and the others. It returns an
 // error for one that is unknown, repeated, or stands behind another field.
 func splitPseudo(fields []h2.Field) (p pseudo, others []head.Field, err error) {
-	p.has = make(map[string]bool, 4)
 	bad := func(what string) {
 		if err == nil {
 			err = fmt.Errorf("%s: %w", what, errPseudo)
@@ -79,19 +81,19 @@ func splitPseudo(fields []h2.Field) (p pseudo, others []head.Field, err error) {
 		case into == nil:
 			bad("one that no request has")
 			continue
-		case p.has[f.Name]:
+		case into.given:
 			bad(f.Name + " stands there twice")
 			continue
 		case len(others) > 0:
 			bad(f.Name + " stands behind another field")
 		}
-		*into, p.has[f.Name] = f.Value, true
+		*into = part{f.Value, true}
 	}
 	return p, others, err
 }
 
-// field returns where the value of a pseudo-header field belongs; nil if it is unknown.
-func (p *pseudo) field(name string) *string {
+// field returns a pseudo-header field by its name; nil if it is unknown.
+func (p *pseudo) field(name string) *part {
 	switch name {
 	case ":method":
 		return &p.method
@@ -109,14 +111,14 @@ func (p *pseudo) field(name string) *string {
 
 // target returns the target as HTTP/1.1 would write it.
 func (p *pseudo) target() string {
-	if IsConnect(p.method) && !p.has[":scheme"] && !p.has[":path"] {
-		return p.authority
+	if IsConnect(p.method.text) && !p.scheme.given && !p.path.given {
+		return p.authority.text
 	}
-	path := p.path
+	path := p.path.text
 	if path == allowlist.Asterisk { // RFC 9112 section 3.2.4
 		path = ""
 	}
-	return p.scheme + "://" + p.authority + path
+	return p.scheme.text + "://" + p.authority.text + path
 }
 
 // check returns the reason to refuse pseudo-header fields that do not belong together.
@@ -125,22 +127,22 @@ func (p *pseudo) check() (reason allowlist.Reason, detail string) {
 		return allowlist.MalformedHeader, fmt.Sprintf("%s: %v", what, errPseudo)
 	}
 	switch {
-	case p.method == "":
+	case p.method.text == "":
 		return malformed("no :method")
-	case p.has[":protocol"]: // RFC 8441 section 4: it was not announced
+	case p.protocol.given: // RFC 8441 section 4: it was not announced
 		return malformed(":protocol, an extended CONNECT, which the gateway has not offered")
-	case IsConnect(p.method) && (p.has[":scheme"] || p.has[":path"]): // RFC 9113 section 8.5
+	case IsConnect(p.method.text) && (p.scheme.given || p.path.given): // RFC 9113 section 8.5
 		return malformed("a CONNECT with :scheme or :path")
-	case p.authority == "":
+	case p.authority.text == "":
 		return allowlist.MissingHost, "no :authority"
-	case IsConnect(p.method):
-	case p.scheme == "" || p.path == "":
+	case IsConnect(p.method.text):
+	case p.scheme.text == "" || p.path.text == "":
 		return malformed("a request without :scheme or :path")
-	case strings.ContainsAny(p.scheme, ":/?#"): // the target would begin with another authority
+	case strings.ContainsAny(p.scheme.text, ":/?#"): // the target would begin with another authority
 		return allowlist.MalformedTarget, "malformed target: :scheme holds more than a scheme"
-	case strings.ContainsAny(p.authority, "/?#@\\"):
+	case strings.ContainsAny(p.authority.text, "/?#@\\"):
 		return allowlist.MalformedTarget, "malformed target: :authority holds more than host and port"
-	case p.path == allowlist.Asterisk && p.method != http.MethodOptions, p.path != allowlist.Asterisk && p.path[0] != '/':
+	case p.path.text == allowlist.Asterisk && p.method.text != http.MethodOptions, p.path.text != allowlist.Asterisk && p.path.text[0] != '/':
 		return allowlist.MalformedTarget, "malformed target: :path does not begin with a slash"
 	}
 	return allowlist.NoReason, ""

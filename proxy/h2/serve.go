@@ -2,6 +2,7 @@ package h2
 
 import (
 	"context"
+	"runtime"
 
 	"golang.org/x/net/http2"
 )
@@ -59,7 +60,10 @@ func (r *reader) handleHead(id uint32, head Head) error {
 	s := c.newStream(r.ctx, id)
 	c.open++
 	s.in.ended = head.End
-	c.running.Go(func() { c.serve(s, head) })
+	c.running.Go(func() {
+		growStack()
+		c.serve(s, head)
+	})
 	return nil
 }
 
@@ -99,6 +103,15 @@ func (c *Conn) serve(s *Stream, head Head) {
 		run()
 		c.served(s)
 	})
+}
+
+// growStack gives a new goroutine, in one step, a stack on which Serve can dial. The runtime
+// would double the stack three times and copy what is on it, at last from 40 calls deep.
+//
+//go:noinline
+func growStack() {
+	var room [12 << 10]byte
+	runtime.KeepAlive(&room)
 }
 
 // served closes a stream whose Serve has returned.
