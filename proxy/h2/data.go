@@ -49,7 +49,9 @@ func (d *dataReader) read(fh http2.FrameHeader) error {
 		return err
 	}
 	if s != nil && fh.Flags.Has(http2.FlagDataEndStream) {
+		c.mu.Lock()
 		s.in.end()
+		c.mu.Unlock()
 	}
 	switch {
 	case s == nil:

@@ -83,6 +83,23 @@ func (k *sink) Take(p []byte) int {
 	return n
 }
 
+// End takes the end, now and then.
+func (k *sink) End() bool {
+	taken := rand.IntN(2) == 0
+	if taken {
+		k.end(io.EOF)
+	}
+	return taken
+}
+
+// end says how the stream has ended. What has parked may be woken again after that.
+func (k *sink) end(err error) {
+	select {
+	case k.ended <- err:
+	default:
+	}
+}
+
 func (k *sink) Wake() {
 	p := make([]byte, 3000)
 	for !k.stream.Park(k) {
@@ -92,7 +109,7 @@ func (k *sink) Wake() {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			_ = k.stream.SetReadDeadline(time.Time{})
 		case err != nil:
-			k.ended <- err
+			k.end(err)
 			return
 		}
 	}

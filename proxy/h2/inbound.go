@@ -20,8 +20,8 @@ type inbound struct {
 
 	queue    queue
 	sleeper  tunnel.Sleeper // what has parked; nil while something reads
-	taking   bool           // Take is running
-	wakeNow  bool           // the sleeper must be woken after Take
+	taking   bool           // Take or End is running
+	wakeNow  bool           // the sleeper must be woken after that
 	changed  signal
 	deadline deadline
 }
@@ -64,25 +64,31 @@ func (in *inbound) credit(n int64) {
 	}
 }
 
-// end notes that the peer has ended the direction. mu is not held.
+// end notes that the peer has ended the direction. The goroutine of Run calls it, and holds
+// mu, which is unlocked meanwhile.
 func (in *inbound) end() {
-	in.stream.conn.mu.Lock()
-	defer in.stream.conn.mu.Unlock()
-	in.endLocked()
-}
-
-// endLocked does what end does. The caller holds mu.
-func (in *inbound) endLocked() {
-	if in.stream.err != nil || in.ended {
+	s, c := in.stream, in.stream.conn
+	if s.err != nil || in.ended {
 		return
 	}
-	in.ended = true
-	in.wake()
-	if in.stream.answers != nil {
-		in.stream.cancel(io.EOF) // for Answer
+	in.ended = true // first, because End may lead to the end of the other direction and of the stream
+	wake := true
+	if sleeper := in.sleeper; sleeper != nil {
+		in.taking = true
+		c.mu.Unlock()
+		taken := sleeper.End()
+		c.mu.Lock()
+		wake = !taken || in.wakeNow
+		in.taking, in.wakeNow, in.endTaken = false, false, taken
 	}
-	if in.stream.out.ended {
-		in.stream.leave()
+	if wake {
+		in.wake()
+	}
+	if s.answers != nil {
+		s.cancel(io.EOF) // for Answer
+	}
+	if s.out.ended {
+		s.leave()
 	}
 }
 

@@ -158,4 +158,5 @@ type (
 type sleeper chan struct{}
 
 func (sleeper) Take([]byte) int { return 0 }
+func (sleeper) End() bool       { return false }
 func (s sleeper) Wake()         { close(s) }

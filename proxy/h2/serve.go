@@ -84,7 +84,7 @@ func (r *reader) handleAnswer(s *Stream, head Head) error {
 		return nil
 	}
 	if head.End {
-		s.in.endLocked()
+		s.in.end()
 	}
 	return nil
 }

@@ -198,6 +198,72 @@ func TestDeadlines(t *testing.T) {
 	})
 }
 
+// ender is a sleeper to whose End something happens.
+type ender struct {
+	sleeper
+
+	during func()
+	taken  bool // what End returns
+}
+
+func (e *ender) End() bool {
+	e.during()
+	return e.taken
+}
+
+// TestSleepersTakeTheEnd lets the peer end the direction to a sleeper, which may take the end,
+// while something else happens, and lets the peer reset the stream after that.
+func TestSleepersTakeTheEnd(t *testing.T) {
+	for name, test := range map[string]struct {
+		during        func(s *h2.Stream)
+		taken         bool
+		woken         bool // by the end
+		wokenByReset  bool
+		wantsNoResets bool // of the peer, because the stream has ended in order
+	}{
+		"it takes it":                         {func(*h2.Stream) {}, true, false, true, false},
+		"it does not":                         {func(*h2.Stream) {}, false, true, true, false},
+		"a deadline passes":                   {func(s *h2.Stream) { _ = s.SetReadDeadline(time.Unix(1, 0)) }, true, true, true, false},
+		"the other direction ends":            {func(s *h2.Stream) { _ = s.CloseWrite() }, true, false, false, true},
+		"the other direction and all end":     {func(s *h2.Stream) { _ = errors.Join(s.CloseWrite(), s.Close()) }, true, false, false, true},
+		"the stream is reset":                 {func(s *h2.Stream) { s.Abort() }, true, false, false, false},
+		"the other direction ends, unnoticed": {func(s *h2.Stream) { _ = s.CloseWrite() }, false, true, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, stream := accept(t)
+				e := &ender{make(sleeper), func() { test.during(stream) }, test.taken}
+				if !stream.Park(e) {
+					t.Fatal("it does not park")
+				}
+				s.Body(t, 1, "", true)
+				synctest.Wait()
+				isWoken := func() bool {
+					select {
+					case <-e.sleeper:
+						return true
+					default:
+						return false
+					}
+				}
+				if got := isWoken(); got != test.woken {
+					t.Errorf("woken by the end: %v, want %v", got, test.woken)
+				}
+				if test.wantsNoResets {
+					if got := s.resets(t); len(got) > 0 {
+						t.Errorf("the stream was reset with %v", got)
+					}
+				}
+				s.Send(t, func() error { return s.WriteRSTStream(1, http2.ErrCodeCancel) })
+				synctest.Wait()
+				if got := isWoken(); got != test.wokenByReset {
+					t.Errorf("woken in the end: %v, want %v", got, test.wokenByReset)
+				}
+			})
+		})
+	}
+}
+
 // TestEarlyEnds cuts a conversation behind every byte: the connection ends, and all its
 // streams with it.
 func TestEarlyEnds(t *testing.T) {

@@ -34,12 +34,17 @@ type Stream interface {
 	Send(n int) error
 }
 
-// A Sleeper is what has parked on a Stream. The connection of the stream never calls both
-// of its methods at the same time.
+// A Sleeper is what has parked on a Stream. The connection of the stream never calls two of
+// its methods at the same time.
 type Sleeper interface {
-	// Take is called with bytes that have come, in the goroutine that reads the connection. It returns how many of them it has taken,
-	// without waiting; after it has left any, Wake follows, and Read returns the rest.
+	// Take is called with bytes that have come, in the goroutine that reads the connection.
+	// It returns how many of them it has taken, without waiting; after it has left any, Wake
+	// follows, and Read returns the rest.
 	Take(p []byte) (n int)
+	// End is called in the same goroutine when Read would return io.EOF. If it returns true,
+	// it has done what follows from that, without waiting, and stays parked as after Park.
+	// Otherwise Wake follows.
+	End() bool
 	// Wake is called, in a goroutine of its own, when Read will not wait.
 	Wake()
 }
@@ -134,6 +139,19 @@ func (t *Tunnel) Take(p []byte) (n int) {
 	t.up.Add(int64(n))
 	t.touch()
 	return n
+}
+
+// End ends the direction to the upstream, unless that may take long or the gate has not ruled
+// yet. It implements [Sleeper].
+func (t *Tunnel) End() bool {
+	if t.gate != nil || t.upEnded || t.upstream.socket() == nil {
+		return false
+	}
+	t.upEnded = true
+	defer t.relayed.Done()
+	defer func() { t.contain(recover()) }()
+	t.finish(t.client, t.upstream)
+	return true
 }
 
 // pull relays the bytes of the upstream, which is a socket, to the stream.
