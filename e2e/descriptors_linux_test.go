@@ -246,6 +246,7 @@ func TestTheSoftLimitIsRaised(t *testing.T) {
 // so that the system refuses descriptors that the gateway counts as free, and raises it
 // again.
 func TestLoweredLimitOfDescriptors(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := newReloadSite(t)
 	p := s.serveWithin(t, "-n 1024", "connections: 100, ")
 	tunnel := s.open(t, p, "own", "allowed.example")

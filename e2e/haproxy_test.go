@@ -214,6 +214,7 @@ func writePair(t *testing.T, from, to, name string) {
 // handshakes only, and that a client of HAProxy is recorded with its own address and
 // identity.
 func TestHAProxyChecksAreQuiet(t *testing.T) {
+	t.Parallel() // it mostly waits
 	p, s, frontend := checksOf(t, checks())
 	raw, err := net.Dial("tcp", frontend)
 	if err != nil {
@@ -242,6 +243,7 @@ func TestHAProxyChecksAreQuiet(t *testing.T) {
 // TestAHAProxyCheckWithAnotherCertificateIsRecorded checks that such a check has a record,
 // but does not count as a failed handshake, because it asked for nothing.
 func TestAHAProxyCheckWithAnotherCertificateIsRecorded(t *testing.T) {
+	t.Parallel() // it mostly waits
 	p, _, _ := checksOf(t, [][2]string{{"mtls", "check check-ssl verify none crt other.both.pem"}, {"behind", "send-proxy-v2 check check-ssl verify none crt other.both.pem"}})
 	if r := p.record(t, "handshake", 0); r.Reason != "identity-untrusted" || !strings.HasPrefix(r.Client, "127.0.0.1:") {
 		t.Errorf("record %+v", r)

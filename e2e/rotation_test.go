@@ -113,6 +113,7 @@ func TestExpiredSVID(t *testing.T) {
 
 // TestWorkloadAPIGone stops the Workload API for longer than the gateway's SVID is valid.
 func TestWorkloadAPIGone(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := newRotation(t, time.Second, "")
 	client := r.client(t, time.Hour)
 	kept := r.openOn(t, r.dialTLS(t, client), "allowed.example")
