@@ -98,7 +98,7 @@ func mutants() []fault {
 		over2("D39", ":authority is not compared with Host", stream, `if r.Cause = otherAuthority(r.Head, authority, r.URL.Dest); r.Cause != "" {`, `if r.Cause = otherAuthority(r.Head, authority, r.URL.Dest); r.Cause == "-" {`),
 		over2("D39", ":scheme names another authority", stream, `strings.ContainsAny(p.scheme.text, ":/?#"):`, `strings.ContainsAny(p.scheme.text, "#"):`),
 		over2("D40", "data goes to the origin before the last decision", tunnel, "reason, why := x.dialed(", "if s, ok := x.read.Client.(interface{ Await() }); ok && err == nil {\n\t\t\ts.Await()\n\t\t\tb := make([]byte, 5)\n\t\t\tn, _ := x.read.Client.Read(b)\n\t\t\t_, _ = res.Conn.Write(b[:n])\n\t\t}\n\t\treason, why := x.dialed("),
-		over2("D42", "a second head on a stream is ignored", "proxy/h2/serve.go", "case s.answers == nil:", "case s.answers == nil && head.End:\n\t\ts.in.endLocked()\n\t\treturn nil\n\tcase s.answers == nil:"),
+		over2("D42", "a second head on a stream is ignored", "proxy/h2/serve.go", "case s.answers == nil:", "case s.answers == nil && head.End:\n\t\ts.in.end()\n\t\treturn nil\n\tcase s.answers == nil:"),
 		over2("E17", "the reset of a stream does not end its dial", "proxy/h2/stream.go", "\t\t\ts.cancel(err)\n", "\t\t\t_ = s.cancel\n"),
 		over2("E17", "an origin's reset is an orderly end of the stream", "proxy/tunnel/side.go", "case s.stream != nil && !clean:", "case s.stream != nil && !clean:\n\t\t_ = s.stream.CloseWrite()\n\t\t_ = s.stream.Close()\n\tcase s.stream != nil && s.quiet:"),
 		over2("E8", "a refused ClientHello keeps its stream open", "proxy/tunnel/tunnel.go", "if t.refusal != nil {", "if t.refusal != nil && t.client.stream == nil {"),
