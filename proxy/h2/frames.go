@@ -49,6 +49,9 @@ func (r *reader) readFrame() error {
 	if !c.peer.seen && (fh.Type != http2.FrameSettings || fh.Flags.Has(http2.FlagSettingsAck)) { // only this goroutine sets seen
 		return violation(http2.ErrCodeProtocol, "the first frame is not SETTINGS")
 	}
+	if c.ids.client {
+		c.alive.hear()
+	}
 	if fh.Type == http2.FrameData {
 		return r.data.read(fh)
 	}
@@ -221,6 +224,9 @@ func (r *reader) handleSettings(f *http2.SettingsFrame) error {
 	}
 	if !c.peer.seen {
 		c.peer.seen, cost = true, 0
+		if c.greeted != nil {
+			close(c.greeted)
+		}
 	}
 	_ = c.out.frames.WriteSettingsAck()
 	return r.budget.spend(cost, "SETTINGS")
@@ -252,13 +258,15 @@ func (r *reader) applySetting(s http2.Setting, window *int64) error {
 	return nil
 }
 
-// handlePing answers a PING.
+// handlePing answers a PING, or takes the answer to one.
 func (r *reader) handlePing(f *http2.PingFrame) error {
 	c := r.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if !f.IsAck() {
-		c.mu.Lock()
 		_ = c.out.frames.WritePing(true, f.Data)
-		c.mu.Unlock()
+	} else if c.alive.answered(f.Data) {
+		return nil
 	}
 	return r.budget.spend(costFrame, "PING")
 }

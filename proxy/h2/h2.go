@@ -46,6 +46,7 @@ const (
 	DefaultHeadLimit   = 64 << 10
 	DefaultHeadTimeout = 10 * time.Second
 	DefaultWriteTime   = time.Minute
+	DefaultPingTimeout = 5 * time.Second
 )
 
 // Config says how a connection is run. The zero value is for a server.
@@ -73,6 +74,11 @@ type Config struct {
 	Idle time.Duration
 	// Max is how long the peer may open streams; zero means for ever.
 	Max time.Duration
+	// PingAfter is how long the peer may be silent, while this end has streams open, until
+	// it is sent a PING, and PingTimeout how long it may be silent after that; then the
+	// connection ends. Zero means that the peer may be silent for ever, and
+	// DefaultPingTimeout.
+	PingAfter, PingTimeout time.Duration
 	// Memory bounds the bytes that wait on all connections that share it; nil means the
 	// default, for this connection alone.
 	Memory *Memory
@@ -96,9 +102,12 @@ type Conn struct {
 	out     output
 	flow    flow
 	life    life
+	alive   alive
 	peer    peerSettings // what the peer has announced
 	err     error        // why the connection has ended; nil while it lasts
 	changed sync.Cond    // wakes those who wait in Open
+
+	greeted, closed chan struct{} // closed when the SETTINGS of the peer have come, and when err is set; nil for a server
 }
 
 // peerSettings are the settings of the peer (RFC 9113 section 6.5.2).
@@ -143,6 +152,7 @@ func New(cfg Config, link *tunnel.Link) *Conn {
 	cfg.HeadLimit = cmp.Or(cfg.HeadLimit, DefaultHeadLimit)
 	cfg.HeadTimeout = cmp.Or(cfg.HeadTimeout, DefaultHeadTimeout)
 	cfg.WriteTimeout = cmp.Or(cfg.WriteTimeout, DefaultWriteTime)
+	cfg.PingTimeout = cmp.Or(cfg.PingTimeout, DefaultPingTimeout)
 	if cfg.Memory == nil {
 		cfg.Memory = NewMemory(0)
 	}
@@ -152,7 +162,10 @@ func New(cfg Config, link *tunnel.Link) *Conn {
 		peer: peerSettings{window: initialWindow, maxFrame: 16 << 10, maxStreams: 100},
 	}
 	c.flow = flow{conn: c, sendWindow: initialWindow, recvWindow: initialWindow}
-	c.life.conn, c.changed.L = c, &c.mu
+	c.life.conn, c.alive.conn, c.changed.L = c, c, &c.mu
+	if cfg.Client {
+		c.greeted, c.closed = make(chan struct{}), make(chan struct{})
+	}
 	c.resets.most = cfg.MaxStreams // as many may be reset at once
 	c.reader.init(c)
 	c.out.init(c)
@@ -178,6 +191,7 @@ func (c *Conn) start() {
 	_ = c.out.frames.WriteSettings(settings...)
 	c.flow.grant(connWindow - initialWindow)
 	c.life.watchIdle()
+	c.alive.watch()
 }
 
 // Error says why a connection has ended for what the peer has sent.
@@ -255,7 +269,11 @@ func (c *Conn) endLocked(err error) {
 		return
 	}
 	c.err = err
+	if c.closed != nil {
+		close(c.closed)
+	}
 	c.life.stop()
+	c.alive.stop()
 	c.flow.stop()
 	for _, s := range c.streams {
 		s.closeLocked(err)

@@ -9,8 +9,9 @@ import (
 // trailer.
 const maxAnswers = 8
 
-// lastID is the highest id of a stream.
-const lastID = 1<<31 - 1
+// lastID is the highest id of a stream that this end opens. Ids end at 2^31 (RFC 9113 section
+// 5.1.1); whoever opens streams needs another connection long before that.
+const lastID = 1<<30 - 1
 
 // ErrNotTaken is the error of a stream that the peer has certainly not looked at, so that
 // the request can be sent on another connection.

@@ -11,8 +11,9 @@ import (
 // its Serve at once: a client that opens a stream for each one that has ended can have as
 // many ended ones that are still served as open ones, and must not be refused for it.
 // extraServing is for connections with few streams. The caller holds mu.
-func (c *Conn) mayServe() bool {
+func (r *reader) mayServe() bool {
 	const extraServing = 50
+	c := r.conn
 	return c.open < c.cfg.MaxStreams && c.serving < 2*c.cfg.MaxStreams+extraServing
 }
 
@@ -52,7 +53,7 @@ func (r *reader) handleHead(id uint32, head Head) error {
 		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "HEADERS after GOAWAY")
 	}
-	if !c.mayServe() {
+	if !r.mayServe() {
 		_ = c.out.frames.WriteRSTStream(id, http2.ErrCodeRefusedStream)
 		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "streams beyond the limit")
@@ -62,7 +63,7 @@ func (r *reader) handleHead(id uint32, head Head) error {
 	s.in.ended = head.End
 	c.running.Go(func() {
 		growStack()
-		c.serve(s, head)
+		serve(s, head)
 	})
 	return nil
 }
@@ -90,10 +91,11 @@ func (r *reader) handleAnswer(s *Stream, head Head) error {
 }
 
 // serve calls Serve for a stream, and then closes it.
-func (c *Conn) serve(s *Stream, head Head) {
+func serve(s *Stream, head Head) {
+	c := s.conn
 	run := c.cfg.Serve(s, head)
 	if run == nil {
-		c.served(s)
+		served(s)
 		return
 	}
 	c.mu.Lock()
@@ -101,7 +103,7 @@ func (c *Conn) serve(s *Stream, head Head) {
 	c.mu.Unlock()
 	c.running.Go(func() {
 		run()
-		c.served(s)
+		served(s)
 	})
 }
 
@@ -115,7 +117,8 @@ func growStack() {
 }
 
 // served closes a stream whose Serve has returned.
-func (c *Conn) served(s *Stream) {
+func served(s *Stream) {
+	c := s.conn
 	c.mu.Lock()
 	s.releaseLocked(ErrClosed)
 	c.serving--
