@@ -56,16 +56,16 @@ func checkLeaf(leaf *x509.Certificate) error {
 	return nil
 }
 
-// checkClientUsage refuses a leaf whose extended key usages lack clientAuth. A leaf
-// without the extension is valid for every use.
-func checkClientUsage(leaf *x509.Certificate) error {
-	if len(leaf.ExtKeyUsage) == 0 && len(leaf.UnknownExtKeyUsage) == 0 {
+// checkUsage refuses a leaf whose extended key usages lack the given one, which is
+// clientAuth or serverAuth. A leaf without the extension is valid for every use.
+func checkUsage(leaf *x509.Certificate, usage x509.ExtKeyUsage) error {
+	switch {
+	case len(leaf.ExtKeyUsage) == 0 && len(leaf.UnknownExtKeyUsage) == 0, slices.Contains(leaf.ExtKeyUsage, usage):
 		return nil
+	case usage == x509.ExtKeyUsageServerAuth:
+		return errors.New("certificate is not for servers: its extended key usage has no serverAuth")
 	}
-	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
-		return errors.New("certificate is not for clients: its extended key usage has no clientAuth")
-	}
-	return nil
+	return errors.New("certificate is not for clients: its extended key usage has no clientAuth")
 }
 
 // uriSANs returns the URI SANs of a certificate byte for byte. Certificate.URIs is not

@@ -131,13 +131,18 @@ func (v *Verifier) snapshot() *Snapshot {
 	return current(v.provider)
 }
 
-// verify verifies certificates. It also returns the time from which the result is valid
-// if the peer is verified, and the processor time of the signature checks.
+// verify verifies the certificates of a client. It also returns the time from which the
+// result is valid if the peer is verified, and the processor time of the signature checks.
 func (s *Snapshot) verify(certs []*x509.Certificate, now time.Time) (Peer, time.Time, effort) {
+	return s.verifyFor(x509.ExtKeyUsageClientAuth, certs, now)
+}
+
+// verifyFor does what verify does, for certificates with a given extended key usage.
+func (s *Snapshot) verifyFor(usage x509.ExtKeyUsage, certs []*x509.Certificate, now time.Time) (Peer, time.Time, effort) {
 	leaf := certs[0]
 	id, err := leafID(leaf)
 	if err == nil {
-		err = checkClientUsage(leaf)
+		err = checkUsage(leaf, usage)
 	}
 	if err != nil {
 		return s.refuse(Invalid, err.Error()), time.Time{}, effort{}
