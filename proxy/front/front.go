@@ -129,9 +129,11 @@ type Answer struct {
 	// front never calls it for a forwarded answer.
 	Done func(err error)
 
-	// Refusal is the answer of kind Refused. The front sets KeepAlive, Bodyless and
-	// JSON.
+	// Refusal is the answer of kind Refused. The front sets Bodyless and JSON.
 	Refusal refusal.Refusal
+	// Given, if not nil, is written in place of Refusal: the answer of kind Refused as it
+	// was given to the handler.
+	Given *refusal.Response
 	// Response is the answer of kind Local.
 	Response Response
 	// WasAllowed says that the request had been allowed before it was refused, or before
@@ -160,6 +162,22 @@ type Response struct {
 	// Content-Length, which the front adds.
 	Fields http.Header
 	Body   []byte // left out of an answer to HEAD
+}
+
+// refusal returns the response of an answer of kind Refused to a request.
+func (a *Answer) refusal(r *Request, d refusal.Disclosure) refusal.Response {
+	bodyless := r.Head != nil && r.Head.Method == http.MethodHead
+	if a.Given == nil {
+		refused := a.Refusal
+		refused.Bodyless = bodyless
+		refused.JSON = r.Head != nil && strings.Contains(r.Head.Get("Accept"), "application/problem+json")
+		return refused.Response(d)
+	}
+	given := *a.Given
+	if bodyless {
+		given.Body = nil
+	}
+	return given
 }
 
 // done calls Done, unless it was called or is nil.

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -228,17 +227,15 @@ func (c *h1) answer(r *Request, a Answer) (another bool, run func()) {
 
 // refuse writes a refusal.
 func (c *h1) refuse(r *Request, a *Answer) (another bool) {
-	answer := a.Refusal
-	answer.KeepAlive = !a.Last && c.mayKeepAlive(r, answer.Reason)
-	answer.Bodyless = r.Head != nil && r.Head.Method == http.MethodHead
-	answer.JSON = r.Head != nil && strings.Contains(r.Head.Get("Accept"), "application/problem+json")
-	text := answer.Append(nil, c.front.cfg.Disclosure)
+	resp := a.refusal(r, c.front.cfg.Disclosure)
+	keep := !a.Last && c.mayKeepAlive(r, resp.Status)
+	text := resp.Append(nil, keep)
 	err := c.write(text)
 	a.done(err)
 	if err != nil || len(text) == 0 {
 		return false
 	}
-	if !answer.KeepAlive {
+	if !keep {
 		c.linger()
 		return false
 	}
@@ -250,11 +247,11 @@ func (c *h1) refuse(r *Request, a *Answer) (another bool) {
 // request without a body; it may follow a CONNECT only if the caller showed no identity
 // and has sent nothing behind it that could be read as a request. None may follow while
 // the gateway drains.
-func (c *h1) mayKeepAlive(r *Request, reason allowlist.Reason) bool {
+func (c *h1) mayKeepAlive(r *Request, status int) bool {
 	if c.front.IsDraining() || r.Head == nil || r.Head.IsHTTP10() || r.Head.Lists("Connection", "close") {
 		return false
 	}
-	switch reason.Info().Status {
+	switch status {
 	case http.StatusProxyAuthRequired:
 		c.refusals++
 		return c.refusals < maxRefused && r.Body == 0 && (r.IsPlain() || len(c.reader.Buffered()) == 0)

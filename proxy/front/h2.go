@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -163,10 +162,7 @@ func (x *exchange) contain(panicked func(cause any, stack []byte)) {
 
 // refuse writes a refusal.
 func (x *exchange) refuse(r *Request, a *Answer) {
-	answer := a.Refusal
-	answer.Bodyless = r.Head != nil && r.Head.Method == http.MethodHead
-	answer.JSON = r.Head != nil && strings.Contains(r.Head.Get("Accept"), "application/problem+json")
-	resp := answer.Response(x.front.cfg.Disclosure)
+	resp := a.refusal(r, x.front.cfg.Disclosure)
 	if resp.Status == 0 { // the stream is reset when serve has returned
 		a.done(nil)
 		return

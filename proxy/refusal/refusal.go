@@ -122,7 +122,7 @@ func (r Refusal) Response(d Disclosure) Response {
 		return Response{}
 	}
 	phrase := r.phrase(d)
-	fields := append(make([]Field, 0, 8), Field{"Proxy-Status", r.proxyStatus(d, phrase)})
+	fields := append(make([]Field, 0, 8), Field{proxyStatusName, r.proxyStatus(d, phrase)})
 	add := func(name, value string) { fields = append(fields, Field{name, value}) }
 	if d != None && r.DecisionID != "" {
 		add("X-Exeat-Decision", r.DecisionID)
@@ -165,18 +165,24 @@ func (r Refusal) proxyStatus(d Disclosure, phrase string) string {
 // It appends nothing for a reason without a status, since no answer can be sent then.
 func (r Refusal) Append(b []byte, d Disclosure) []byte {
 	resp := r.Response(d)
-	if resp.Status == 0 {
+	return resp.Append(b, r.KeepAlive)
+}
+
+// Append appends the response to b as one of HTTP/1.1; nothing if it is the zero value.
+// keepAlive says that the connection stays open for another request.
+func (r *Response) Append(b []byte, keepAlive bool) []byte {
+	if r.Status == 0 {
 		return b
 	}
-	b = slices.Grow(b, usualSize+len(resp.Body))
-	b = fmt.Appendf(b, "HTTP/1.1 %d %s\r\n", resp.Status, resp.Phrase)
-	if !r.KeepAlive {
+	b = slices.Grow(b, usualSize+len(r.Body))
+	b = fmt.Appendf(b, "HTTP/1.1 %d %s\r\n", r.Status, r.Phrase)
+	if !keepAlive {
 		b = append(b, "Connection: close\r\n"...)
 	}
-	for _, f := range resp.Fields {
+	for _, f := range r.Fields {
 		b = append(append(append(append(b, f.Name...), ": "...), f.Value...), "\r\n"...)
 	}
-	return append(append(b, "\r\n"...), resp.Body...)
+	return append(append(b, "\r\n"...), r.Body...)
 }
 
 func (r Refusal) realm(d Disclosure) string {
@@ -355,4 +361,19 @@ func quoted(s string) string {
 		b = append(b, s[i])
 	}
 	return string(append(b, '"'))
+}
+
+// Plain returns the refusal of another server than a gateway, which has a reason of its own:
+// a token, and a sentence for people.
+func Plain(server string, status int, proxyError, reason, sentence string) Response {
+	phrase := printable(prefixOf(status) + ": " + sentence)
+	if len(phrase) > maxPhrase {
+		phrase = phrase[:maxPhrase-3] + "..."
+	}
+	body := []byte(phrase + "\n  reason:   " + reason + "\n")
+	return Response{Status: status, Phrase: phrase, Body: body, Fields: []Field{
+		{proxyStatusName, server + "; error=" + proxyError + "; reason=" + reason + "; details=" + quoted(phrase)},
+		{"Content-Type", "text/plain; charset=utf-8"},
+		{"Content-Length", strconv.Itoa(len(body))},
+	}}
 }
