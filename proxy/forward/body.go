@@ -62,7 +62,7 @@ func (e *expectation) waitWanted(conn *upstream) bool {
 	case <-e.proceed:
 		return true
 	case <-e.final:
-	case <-conn.closed:
+	case <-conn.ended():
 	}
 	return false
 }
@@ -80,7 +80,7 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 	if expect != nil && !expect.waitWanted(conn) {
 		select {
 		case <-b.stopped: // an error before that would end the answer too
-		case <-conn.closed:
+		case <-conn.ended():
 		}
 		return 0, errStopped
 	}
@@ -110,6 +110,9 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 			n, err = 0, errSpent
 		}
 	}
+	if conn == nil { // nothing else notices the bytes
+		b.run.meter.moved()
+	}
 	if !b.run.spend(n) {
 		n, err = 0, errSpent
 	}
@@ -131,7 +134,7 @@ func (b *requestBody) idle(conn *upstream) bool {
 	select {
 	case <-b.stopped:
 	case <-b.run.done:
-	case <-conn.closed:
+	case <-conn.ended():
 	default:
 		return false
 	}

@@ -23,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"net/http/httptrace"
 	"sync/atomic"
 	"time"
@@ -67,6 +68,11 @@ type Config struct {
 	// Scarce reports whether connections to origins should be closed instead of being
 	// kept for more requests; nil means that they are kept.
 	Scarce func() bool
+	// RoundTripper, if not nil, carries the requests in place of connections to origins,
+	// which are not made: Dial and Scarce are not needed, and Connected is not called. It
+	// calls the functions of net/http/httptrace for interim answers. No client can log a
+	// connection in.
+	RoundTripper http.RoundTripper
 }
 
 // Forwarder forwards exchanges. It is safe for concurrent use.
@@ -78,7 +84,7 @@ type Forwarder struct {
 
 // New returns a forwarder.
 func New(cfg Config) (*Forwarder, error) {
-	if cfg.Dial == nil {
+	if cfg.Dial == nil && cfg.RoundTripper == nil {
 		return nil, errors.New("forward: a dialer is required")
 	}
 	cfg.Idle = cmp.Or(cfg.Idle, defaultIdle)
@@ -95,7 +101,7 @@ func New(cfg Config) (*Forwarder, error) {
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
 // Exchange is one approved request. Everything but Reader, Logins, Upgrade, Spend, Last and
-// Progress is required; Reader is too unless Client is a Stream.
+// Progress is required, with a RoundTripper Decision and Connected are not; Reader is too unless Client is a Stream.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
@@ -210,13 +216,15 @@ func (f *Forwarder) Forward(ctx context.Context, ex *Exchange) Result {
 		return Result{Reason: allowlist.ReasonOf(err), Err: err}
 	}
 	well := false
-	r.lane = f.pools.acquire(ex)
-	defer func() { f.pools.release(r.lane, ex.logins(), well) }()
+	if f.cfg.RoundTripper == nil {
+		r.lane = f.pools.acquire(ex)
+		defer func() { f.pools.release(r.lane, ex.logins(), well) }()
+	}
 	r.meter.start(f.cfg.Idle, func() { cancel(errIdle) })
 	defer r.meter.stop()
 	f.proxy.ServeHTTP(r.answer, req)
 	res := r.end()
-	well = res.Complete && (ex.Upgrade == "" || r.lane.dedicated)
+	well = res.Complete && (ex.Upgrade == "" || r.lane != nil && r.lane.dedicated)
 	if text := r.panics.first.Load(); text != nil {
 		if res.Switched != nil {
 			_ = res.Switched.Conn.Close()
@@ -232,7 +240,7 @@ type run struct {
 	cfg      *Config
 	cancel   context.CancelCauseFunc
 	done     <-chan struct{} // closed when the exchange is to end
-	lane     *lane           // the lane to the origin
+	lane     *lane           // the lane to the origin; nil with a RoundTripper
 	body     *requestBody    // nil if the request has no body
 	expect   *expectation    // nil if the client does not wait for 100 (Continue)
 	wire     wire            // the protocol of the client

@@ -46,7 +46,7 @@ func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusF
 // roundTrip sends the request to the origin and returns its answer. It notes an error in
 // the run, since goproxy turns errors into text.
 func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
-	resp, err := r.lane.transport.RoundTrip(req)
+	resp, err := r.transport().RoundTrip(req)
 	if r.expect != nil {
 		close(r.expect.final)
 	}
@@ -72,6 +72,14 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 	return resp, nil
 }
 
+// transport returns what carries the request.
+func (r *run) transport() http.RoundTripper {
+	if r.lane == nil {
+		return r.cfg.RoundTripper
+	}
+	return r.lane.transport
+}
+
 // checkHead checks the head of the final answer, and removes the fields that are not for
 // the client.
 func (r *run) checkHead(resp *http.Response) error {
@@ -85,14 +93,18 @@ func (r *run) checkHead(resp *http.Response) error {
 	}
 	r.nominated = nominated(slices.Values(fields["Connection"]))
 	offers := offersLogin(resp.Header)
-	if offers || isLoggedIn(resp.Header) {
+	if r.lane != nil && (offers || isLoggedIn(resp.Header)) {
 		r.lane.dedicated = true
 	}
 	stripFields(resp.Header, r.nominated, resp.ProtoMinor, r.cfg)
 	if _, dated := resp.Header["Date"]; !dated && resp.StatusCode >= http.StatusOK { // RFC 9110 section 6.6.1
 		resp.Header["Date"] = []string{time.Now().UTC().Format(http.TimeFormat)}
 	}
-	if offers && resp.StatusCode == http.StatusUnauthorized {
+	switch {
+	case !offers || resp.StatusCode != http.StatusUnauthorized:
+	case r.lane == nil:
+		r.loginProblem = refuseLogin(resp.Header)
+	default:
 		r.loginProblem = r.wire.offerLogin(resp.Header)
 	}
 	return nil

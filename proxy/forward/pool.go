@@ -267,6 +267,14 @@ func (u *upstream) assign(r *run, reused bool) {
 	u.run, u.upgradeSent, u.upgradeHead = r, make(chan error, 1), nil
 }
 
+// ended returns a channel that is closed by Close; nil if there is no connection.
+func (u *upstream) ended() <-chan struct{} {
+	if u == nil {
+		return nil
+	}
+	return u.closed
+}
+
 func (u *upstream) isClosed() bool {
 	select {
 	case <-u.closed:

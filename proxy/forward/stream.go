@@ -71,9 +71,11 @@ func (w *streamWire) awaitEnd(body *streamBody) error {
 	return &allowlist.ReasonError{Reason: bodyReason(err), Err: err}
 }
 
-// offerLogin implements wire. The client learns why its login would fail: the connection to
-// the origin is closed after each exchange.
-func (w *streamWire) offerLogin(fields http.Header) (problem string) {
+// offerLogin implements wire. The connection to the origin is closed after each exchange.
+func (w *streamWire) offerLogin(fields http.Header) (problem string) { return refuseLogin(fields) }
+
+// refuseLogin tells the client why its login would fail.
+func refuseLogin(fields http.Header) (problem string) {
 	fields["Proxy-Status"] = []string{pseudonym + `; details="` + loginNeedsH1 + `"`} // RFC 9209 section 2.1.5
 	return loginNeedsH1
 }

@@ -175,7 +175,10 @@ func (r *run) interim(status int, fields textproto.MIMEHeader) (err error) {
 	if r.interims++; r.interims > maxInterims {
 		return &answerError{allowlist.CauseProtocol, fmt.Sprintf("more than %d interim answers came before the final one", maxInterims)}
 	}
-	minor, all, err := r.heads.next()
+	minor, all := 1, map[string][]string(fields)
+	if r.upstream != nil {
+		minor, all, err = r.heads.next()
+	}
 	if err == nil {
 		err = tooMany(all, 0)
 	}
