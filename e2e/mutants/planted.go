@@ -95,6 +95,10 @@ func planted() []fault {
 			"case len(others) > 0:", "case len(others) > 1:", "./proxy/front", "FuzzStreamHead",
 		},
 		{
+			"some reserved bytes are accepted", "proxy/front/socks5.go",
+			"|| reserved != 0 {", "|| reserved > 0x40 {", "./proxy/front", "FuzzSOCKS5",
+		},
+		{
 			"some even streams are served", "proxy/h2/serve.go",
 			"id%2 == 0:", "id%4 == 0:", "./proxy/h2", "FuzzFrames",
 		},

@@ -24,11 +24,11 @@ func inBubble(t *testing.T, cfg front.Config, h front.Handler) (c net.Conn, ende
 }
 
 // inBubbleOf does what inBubble does, with the given front.
-func inBubbleOf(t *testing.T, h1 *front.H1, h front.Handler) (c *client, ended <-chan ending) {
+func inBubbleOf(t *testing.T, by server, h front.Handler) (c *client, ended <-chan ending) {
 	t.Helper()
 	near, theirs := net.Pipe()
 	done := make(chan ending, 1)
-	go func() { done <- serveOne(t.Context(), h1, theirs, h, nil) }()
+	go func() { done <- serveOne(t.Context(), by, theirs, h, nil) }()
 	t.Cleanup(func() { _ = near.Close() })
 	return newClient(near), done
 }

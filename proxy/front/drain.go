@@ -1,6 +1,7 @@
 package front
 
 import (
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,25 +13,29 @@ import (
 // is on its way would be lost.
 const idleWhileDraining = time.Second
 
-// connections holds the connections of an H1, for Drain and Stop. The zero value is ready
+// connections holds the connections of a front, for Drain and Stop. The zero value is ready
 // to use.
 type connections struct {
 	draining, stopped atomic.Bool // Drain was called; Stop was called
 
 	mu   sync.Mutex // guards open
-	open map[*h1]struct{}
+	open map[*waiter]struct{}
+}
+
+// waiter is a connection as far as it may wait for a request.
+type waiter struct {
+	conn net.Conn
+
+	mu      sync.Mutex // guards the fields below, and the read deadline while waiting is true
+	waiting bool       // no byte of the next request has come
+	idle    bool       // the connection is idle, so that a drain makes the wait short
 }
 
 // Drain makes every answer from now on the last one of its connection, and ends idle
 // connections within a second.
 func (f *H1) Drain() {
-	f.conns.draining.Store(true)
+	f.conns.drain()
 	f.h2.drain()
-	f.conns.each(func(c *h1) {
-		if c.headSeen {
-			_ = c.conn.SetReadDeadline(time.Now().Add(idleWhileDraining))
-		}
-	})
 }
 
 // IsDraining reports whether Drain was called, so that every answer from now on is the
@@ -39,39 +44,82 @@ func (f *H1) IsDraining() bool { return f.conns.draining.Load() }
 
 // Stop ends every connection that waits for a request, now or later. Call it after Drain.
 func (f *H1) Stop() {
-	f.conns.stopped.Store(true)
+	f.conns.stop()
 	f.h2.stop()
-	f.conns.each(func(c *h1) { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
 }
+
+// Drain ends the connections on which nothing has come within a second, now and later. A
+// connection carries one request, so that every answer is its last one anyway.
+func (f *SOCKS5) Drain() { f.conns.drain() }
+
+// Stop ends every connection on which nothing has come, now or later. Call it after Drain.
+func (f *SOCKS5) Stop() { f.conns.stop() }
+
+func (s *connections) drain() {
+	s.draining.Store(true)
+	s.each(func(w *waiter) {
+		if w.idle {
+			_ = w.conn.SetReadDeadline(time.Now().Add(idleWhileDraining))
+		}
+	})
+}
+
+func (s *connections) stop() {
+	s.stopped.Store(true)
+	s.each(func(w *waiter) { _ = w.conn.SetReadDeadline(time.Unix(1, 0)) })
+}
+
+// isOrderly reports whether a connection that has waited in vain must see an orderly close:
+// while the front drains, a request may be on its way.
+func (s *connections) isOrderly() bool { return s.draining.Load() && !s.stopped.Load() }
 
 // each calls a function for every connection that waits for a request. The connection
 // goes on waiting until the function has returned.
-func (s *connections) each(call func(*h1)) {
+func (s *connections) each(call func(*waiter)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for c := range s.open {
-		c.mu.Lock()
-		if c.waiting {
-			call(c)
+	for w := range s.open {
+		w.mu.Lock()
+		if w.waiting {
+			call(w)
 		}
-		c.mu.Unlock()
+		w.mu.Unlock()
 	}
 }
 
 // add adds a connection; remove removes it.
-func (s *connections) add(c *h1) {
+func (s *connections) add(w *waiter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open = make(map[*h1]struct{})
+		s.open = make(map[*waiter]struct{})
 	}
-	s.open[c] = struct{}{}
+	s.open[w] = struct{}{}
 }
 
-func (s *connections) remove(c *h1) {
+func (s *connections) remove(w *waiter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.open, c)
+	delete(s.open, w)
+}
+
+// begin sets the deadline for the first byte of a request. idle says that a drain makes the
+// wait short. It returns false if the connection may not wait for a request.
+func (s *connections) begin(w *waiter, now time.Time, patience time.Duration, idle bool) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting, w.idle = true, idle
+	if idle && s.draining.Load() {
+		patience = min(patience, idleWhileDraining)
+	}
+	return !s.stopped.Load() && w.conn.SetReadDeadline(now.Add(patience)) == nil
+}
+
+// end ends the wait. From here on neither Drain nor Stop sets the read deadline.
+func (w *waiter) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting = false
 }
 
 // await waits for the first byte of the next head, and sets the deadline for the whole
@@ -83,15 +131,13 @@ func (c *h1) await() bool {
 		return false
 	}
 	err := c.reader.Await()
-	c.mu.Lock()
-	c.waiting = false
-	c.mu.Unlock()
+	c.waiter.end()
 	switch {
 	case err == nil:
 	case !c.headSeen:
 		return true // ReadHead returns the same error, and Buffered returns the bytes that came
-	case c.front.IsDraining() && !c.front.conns.stopped.Load():
-		c.linger() // a request may be on its way: the client must see an orderly close
+	case c.front.conns.isOrderly():
+		c.linger()
 		return false
 	default:
 		return false
@@ -109,11 +155,7 @@ func (c *h1) setHeadDeadline(now time.Time) bool {
 	if c.answeredPlain {
 		patience = c.front.cfg.KeepAlive
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.waiting = true
-	if c.headSeen && c.front.IsDraining() { // the head of its last answer was sent before Drain
-		patience = min(patience, idleWhileDraining)
-	}
-	return !c.front.conns.stopped.Load() && c.conn.SetReadDeadline(now.Add(patience)) == nil
+	// After a head, the answer to it may have been sent before Drain, without saying that it
+	// was the last one.
+	return c.front.conns.begin(&c.waiter, now, patience, c.headSeen)
 }

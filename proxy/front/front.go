@@ -1,8 +1,9 @@
 // Package front reads requests and writes their answers. There is one front for each
-// wire protocol: HTTP/1.x and HTTP/2. The first bytes of a connection say which it is, and
-// not ALPN: Go clients offer h2 to a proxy and then write HTTP/1.1.
+// wire protocol: HTTP/1.x, HTTP/2 and SOCKS5. The first bytes of a connection say which
+// version of HTTP it is, and not ALPN: Go clients offer h2 to a proxy and then write
+// HTTP/1.1. A listener speaks either HTTP or SOCKS5.
 //
-// A front reads a head with the strict parser, builds one canonical [Request] from it,
+// A front reads a head with a strict parser, builds one canonical [Request] from it,
 // passes that to a [Handler], and writes the [Answer] in the form of its protocol: a
 // refusal, the opening of a tunnel, or an answer of the gateway itself. It knows neither
 // callers nor policy: the handler finds out who is asking, decides whether the request
@@ -36,7 +37,7 @@ type Request struct {
 	// Method and Target are the received ones, also if the head is refused for
 	// something that follows them. Each is "" if it is malformed or did not come.
 	Method, Target string
-	// Head is the parsed head; nil if the head is refused.
+	// Head is the parsed head of HTTP; nil if it is refused, and with SOCKS5.
 	Head *head.Head
 	// Asked is the request to decide: its destination, and for a plain request the
 	// method, the path and the upgrade. The handler adds the caller and the time.
@@ -51,8 +52,12 @@ type Request struct {
 	// Client is the connection of the client. The handler writes to it only as a
 	// tunnel or as the answer to a plain request.
 	Client net.Conn
-	// Reader reads what follows the head; nil if the head is refused, and for a stream.
+	// Reader reads what follows the head; nil if the head is refused, for a stream, and
+	// with SOCKS5.
 	Reader *head.Reader
+	// SOCKS5 says that the request came by SOCKS5. Method is then CONNECT or the name of
+	// another command, and Target has the form of that of a CONNECT.
+	SOCKS5 bool
 	// Stream says that the request came on a stream, which it has for itself, beside
 	// others on one connection of HTTP/2. Client is that stream.
 	Stream bool
@@ -72,12 +77,14 @@ type Request struct {
 	// StopsHere says that the request may not be forwarded, because its Max-Forwards
 	// is 0.
 	StopsHere bool
+
+	early []byte // bytes behind the request, with SOCKS5
 }
 
 // Early returns the bytes behind the request that have already come.
 func (r *Request) Early() []byte {
 	if r.Reader == nil {
-		return nil
+		return r.early
 	}
 	return slices.Clone(r.Reader.Buffered())
 }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
@@ -33,7 +32,8 @@ const maxRefused = 4
 // answer.
 var errNotWritten = errors.New("the answer was not written")
 
-// Config says how HTTP is read and written.
+// Config says how requests are read and answers are written. A SOCKS5 uses HeadTimeout and
+// Disclosure.
 type Config struct {
 	// HeadTimeout is how long reading one request head, or writing one answer, may
 	// take; zero means DefaultHeadTimeout.
@@ -81,16 +81,16 @@ func NewH1(cfg Config) *H1 {
 // returns the function that relays the tunnel, or nil if there is none. It does not
 // recover a panic of the handler.
 func (f *H1) Serve(ctx context.Context, conn Conn, handler Handler) (run func()) {
-	c := &h1{front: f, conn: conn, reader: head.NewReader(conn, f.cfg.HeadLimit)}
+	c := &h1{front: f, conn: conn, reader: head.NewReader(conn, f.cfg.HeadLimit), waiter: waiter{conn: conn.Conn}}
 	defer c.reader.Release()
-	f.conns.add(c)
-	defer f.conns.remove(c)
+	f.conns.add(&c.waiter)
+	defer f.conns.remove(&c.waiter)
 	for {
 		r := c.next()
 		if c.isH2 {
 			early := slices.Clone(c.reader.Buffered())
 			c.reader.Release()
-			f.conns.remove(c)
+			f.conns.remove(&c.waiter)
 			f.h2.serve(ctx, conn, early, handler)
 			return nil
 		}
@@ -113,9 +113,7 @@ type h1 struct {
 	answeredPlain bool // a plain request was answered, so that KeepAlive bounds the next wait
 	refusals      int  // number of requests that were refused with 407
 	isH2          bool // the connection has begun with the preface of HTTP/2
-
-	mu      sync.Mutex // guards waiting, and the read deadline while waiting is true
-	waiting bool       // no byte of the next request has come
+	waiter        waiter
 }
 
 // next reads one request. It returns nil if no request came.
@@ -294,15 +292,18 @@ func (c *h1) end(end End) (another bool) {
 }
 
 // write sends an answer within the head timeout.
-func (c *h1) write(answer []byte) error {
-	if err := c.conn.SetWriteDeadline(time.Now().Add(c.front.cfg.HeadTimeout)); err != nil {
+func (c *h1) write(answer []byte) error { return c.conn.write(answer, c.front.cfg.HeadTimeout) }
+
+// write sends an answer within a time.
+func (c *Conn) write(answer []byte, timeout time.Duration) error {
+	if err := c.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
-	_, err := c.conn.Write(answer)
+	_, err := c.Write(answer)
 	if err != nil {
 		// The write may have stopped within a TLS record. The caller could then read
 		// nothing that follows, not even a close_notify.
-		c.conn.Cut()
+		c.Cut()
 	}
 	return err
 }

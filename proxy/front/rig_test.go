@@ -62,9 +62,20 @@ type ending struct {
 	aborted  int  // number of calls of Abort
 }
 
-// serve starts a site. The front uses the result of wrap as the connection, if wrap is not
-// nil.
+// server is a front.
+type server interface {
+	Serve(ctx context.Context, conn front.Conn, handler front.Handler) (run func())
+}
+
+// serve starts a site of HTTP. The front uses the result of wrap as the connection, if wrap is
+// not nil.
 func serve(t *testing.T, cfg front.Config, h front.Handler, wrap func(net.Conn) net.Conn) *site {
+	t.Helper()
+	return serveBy(t, front.NewH1(cfg), h, wrap)
+}
+
+// serveBy starts a site with a front.
+func serveBy(t *testing.T, by server, h front.Handler, wrap func(net.Conn) net.Conn) *site {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -72,7 +83,6 @@ func serve(t *testing.T, cfg front.Config, h front.Handler, wrap func(net.Conn) 
 	}
 	s := &site{addr: l.Addr().String(), ended: make(chan ending, 100)}
 	ctx, stop := context.WithCancel(context.Background())
-	h1 := front.NewH1(cfg)
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -82,7 +92,7 @@ func serve(t *testing.T, cfg front.Config, h front.Handler, wrap func(net.Conn) 
 			}
 			serving.Go(func() {
 				defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-				s.ended <- serveOne(ctx, h1, conn, h, wrap)
+				s.ended <- serveOne(ctx, by, conn, h, wrap)
 			})
 		}
 	})
@@ -95,7 +105,7 @@ func serve(t *testing.T, cfg front.Config, h front.Handler, wrap func(net.Conn) 
 }
 
 // serveOne serves one connection as a listener does.
-func serveOne(ctx context.Context, h1 *front.H1, conn net.Conn, h front.Handler, wrap func(net.Conn) net.Conn) (e ending) {
+func serveOne(ctx context.Context, by server, conn net.Conn, h front.Handler, wrap func(net.Conn) net.Conn) (e ending) {
 	defer func() { _ = conn.Close() }()
 	defer func() { e.panicked = recover() }()
 	c := front.Conn{Conn: conn, Cut: func() { e.cut++; _ = conn.Close() }, Abort: func() {
@@ -111,7 +121,7 @@ func serveOne(ctx context.Context, h1 *front.H1, conn net.Conn, h front.Handler,
 	if wrap != nil {
 		c.Conn = wrap(conn)
 	}
-	if run := h1.Serve(ctx, c, h); run != nil {
+	if run := by.Serve(ctx, c, h); run != nil {
 		run()
 		e.tunnel = true
 	}

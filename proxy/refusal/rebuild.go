@@ -92,9 +92,11 @@ func Rebuild(status int, fields []Field, body []byte) Response {
 		case strings.HasPrefix(name, ":"), name == "Connection":
 			continue
 		case name == proxyStatusName:
-			if s, ok := ParseStatus(f.Value); ok && s.Details != "" {
+			s, ok := ParseStatus(f.Value)
+			if ok && s.Details != "" {
 				r.Phrase = s.Details
 			}
+			r.Error = s.Error
 		case name == "Content-Type":
 			text = strings.HasPrefix(f.Value, "text/plain")
 		}

@@ -110,6 +110,8 @@ type Response struct {
 	Phrase string // the reason phrase of HTTP/1.x
 	Fields []Field
 	Body   []byte // empty if Bodyless is set
+	// Error is the error type in Proxy-Status; "" if that is not disclosed.
+	Error string
 }
 
 // Response returns the response. It is the zero value for a reason without a status.
@@ -144,7 +146,11 @@ func (r Refusal) Response(d Disclosure) Response {
 	if r.Bodyless {
 		body = nil
 	}
-	return Response{Status: info.Status, Phrase: phrase, Fields: fields, Body: body}
+	resp := Response{Status: info.Status, Phrase: phrase, Fields: fields, Body: body}
+	if d != None {
+		resp.Error = r.Reason.ProxyError(r.Cause)
+	}
+	return resp
 }
 
 // proxyStatus returns the value of Proxy-Status (RFC 9209).
@@ -371,7 +377,7 @@ func Plain(server string, status int, proxyError, reason, sentence string) Respo
 		phrase = phrase[:maxPhrase-3] + "..."
 	}
 	body := []byte(phrase + "\n  reason:   " + reason + "\n")
-	return Response{Status: status, Phrase: phrase, Body: body, Fields: []Field{
+	return Response{Status: status, Phrase: phrase, Body: body, Error: proxyError, Fields: []Field{
 		{proxyStatusName, server + "; error=" + proxyError + "; reason=" + reason + "; details=" + quoted(phrase)},
 		{"Content-Type", "text/plain; charset=utf-8"},
 		{"Content-Length", strconv.Itoa(len(body))},
