@@ -41,7 +41,8 @@ type Config struct {
 	Recorder *audit.Recorder
 	Log      *slog.Logger
 
-	// Front says how HTTP is read and written. The proxy sets Max from Tunnel.
+	// Front says how requests are read and answers are written. The proxy sets Max from
+	// Tunnel.
 	Front front.Config
 	// Query answers the requests that may contain a DNS query; required for ServeWithDoH.
 	Query AnswerQuery
@@ -64,6 +65,7 @@ type Config struct {
 type Proxy struct {
 	cfg       Config
 	h1        *front.H1
+	socks5    *front.SOCKS5
 	forwarder *forward.Forwarder
 	draining  atomic.Bool
 	panics    atomic.Uint64
@@ -88,23 +90,29 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Front.Max <= 0 {
 		cfg.Front.Max = cmp.Or(cfg.Tunnel.Max, tunnel.DefaultMax)
 	}
-	return &Proxy{cfg: cfg, h1: front.NewH1(cfg.Front), forwarder: forwarder}, nil
+	return &Proxy{cfg: cfg, h1: front.NewH1(cfg.Front), socks5: front.NewSOCKS5(cfg.Front), forwarder: forwarder}, nil
 }
 
 // BeginDrain makes every answer from now on the last one of its connection, and ends idle
 // connections within a second. Requests are served as before.
-func (p *Proxy) BeginDrain() { p.h1.Drain() }
+func (p *Proxy) BeginDrain() {
+	p.h1.Drain()
+	p.socks5.Drain()
+}
 
 // Drain does what BeginDrain does, and then makes the proxy answer every further request
 // with 503 draining. Open tunnels go on.
 func (p *Proxy) Drain() {
-	p.h1.Drain()
+	p.BeginDrain()
 	p.draining.Store(true)
 	p.forwarder.CloseIdle()
 }
 
 // EndDrain ends every connection that waits for a request.
-func (p *Proxy) EndDrain() { p.h1.Stop() }
+func (p *Proxy) EndDrain() {
+	p.h1.Stop()
+	p.socks5.Stop()
+}
 
 // CloseIdle closes the idle connections to origins. Call it after a new state has come into
 // force, since an earlier state allowed them, and when descriptors are missing.
@@ -129,14 +137,29 @@ func (p *Proxy) Serve(ctx context.Context, conn *listen.Conn) { p.ServeWithDoH(c
 // a DNS query over HTTPS to Config.Query: those that name an authority for which
 // isQueryAuthority returns true. With nil there are no such requests.
 func (p *Proxy) ServeWithDoH(ctx context.Context, conn *listen.Conn, isQueryAuthority func(authority string) bool) {
-	s := &session{ctx: ctx, proxy: p, conn: conn}
+	serve(ctx, &session{ctx: ctx, proxy: p, conn: conn}, p.h1, isQueryAuthority)
+}
+
+// ServeSOCKS5 serves a connection as Serve does, whose client speaks SOCKS5.
+func (p *Proxy) ServeSOCKS5(ctx context.Context, conn *listen.Conn) {
+	serve(ctx, &session{ctx: ctx, proxy: p, conn: conn, socks5: true}, p.socks5, nil)
+}
+
+// server is a front that serves connections.
+type server interface {
+	Serve(ctx context.Context, conn front.Conn, handler front.Handler) (run func())
+}
+
+// serve serves the connection of a session with a front.
+func serve(ctx context.Context, s *session, by server, isQueryAuthority func(authority string) bool) {
+	p, conn := s.proxy, s.conn
 	defer s.logins.Close()
 	defer func() {
 		if cause := recover(); cause != nil {
 			p.Panicked(ctx, cause, debug.Stack())
 		}
 	}()
-	conn.Continue = p.h1.Serve(ctx, front.Conn{
+	conn.Continue = by.Serve(ctx, front.Conn{
 		Conn: conn.Conn, Cut: conn.Cut, Abort: conn.Abort, Broken: s.broken, IsQueryAuthority: isQueryAuthority,
 		Panicked: func(cause any, stack []byte) { p.Panicked(ctx, cause, stack) },
 	}, s)

@@ -28,6 +28,7 @@ type session struct {
 	ctx    context.Context //nolint:containedctx // context of the connection, for tunnels, which outlast that of their request
 	proxy  *Proxy
 	conn   *listen.Conn
+	socks5 bool           // the client of the connection speaks SOCKS5
 	logins forward.Logins // connections to origins that belong to this connection; of HTTP/1.x only
 
 	mu sync.Mutex // held while the caller is verified again, or looked at
@@ -69,7 +70,9 @@ func (s *session) refuseSilent(ctx context.Context) {
 	if s.conn.Used() || reason == allowlist.NoReason || s.conn.LostSlot() {
 		return
 	}
-	answer := s.handle(ctx, &front.Request{Client: s.conn.Conn, Reason: reason, Detail: detail, Cause: key.WithDetail(detail)})
+	answer := s.handle(ctx, &front.Request{
+		Client: s.conn.Conn, Reason: reason, Detail: detail, Cause: key.WithDetail(detail), SOCKS5: s.socks5,
+	})
 	answer.Done(errNoRequest)
 }
 
@@ -125,7 +128,10 @@ func (x *request) begin(ctx context.Context) {
 	if read.Stream {
 		start.Wire = audit.WireH2
 	}
-	if read.Method != "" && !front.IsConnect(read.Method) {
+	switch {
+	case read.SOCKS5:
+		start.Protocol, start.Wire = audit.ProtocolSOCKS5, audit.WireTCP
+	case read.Method != "" && !front.IsConnect(read.Method):
 		start.Protocol = audit.ProtocolHTTP
 	}
 	if read.Head != nil {
@@ -137,7 +143,7 @@ func (x *request) begin(ctx context.Context) {
 	x.pending.SetMethod(read.Method)
 	x.decision.Request, x.pending.Dest = read.Asked, read.Asked.Dest
 	if x.pending.Dest.Host.IsZero() { // the request will be refused: record what its target may mean
-		x.pending.Dest = allowlist.Glimpse(read.Target, front.IsConnect(read.Method))
+		x.pending.Dest = allowlist.Glimpse(read.Target, read.SOCKS5 || front.IsConnect(read.Method))
 	}
 }
 

@@ -64,6 +64,7 @@ type options struct {
 	source      func(*gatewaytest.Identity) gw.IdentityProvider // returns the source to use; nil means the identity itself
 	descriptors gw.Descriptors                                  // nil means no limit
 	maxRevoke   live.MaxRevoke                                  // bounds policies that are applied without confirmation
+	socks5      bool                                            // there is a listener for SOCKS5, whose callers are all builder
 }
 
 func (o *options) defaults() {
@@ -98,6 +99,7 @@ type gateway struct {
 	made     uint64 // number of records before the test began
 
 	secure, plain netip.AddrPort // addresses of the two listeners
+	socks5        netip.AddrPort // address of the listener for SOCKS5; zero if there is none
 }
 
 func newGateway(tb testing.TB, o options) *gateway {
@@ -109,15 +111,18 @@ func newGateway(tb testing.TB, o options) *gateway {
 	}
 	g.identity = gatewaytest.NewIdentity(g.snapshot(tb, g.ca, 1))
 	policies := gatewaytest.NewPolicy(nil)
+	listeners := []gw.Listener{
+		{Name: "secure", Address: "127.0.0.1:0"},
+		{Name: "plain", Address: "127.0.0.1:0", Identity: gw.Fixed, ID: id("sidecar")},
+	}
+	if o.socks5 {
+		listeners = append(listeners, gw.Listener{Name: "socks5", Address: "127.0.0.1:0", Protocol: gw.SOCKS5, Identity: gw.Fixed, ID: id("builder")})
+	}
 	made, err := gw.New(tb.Context(), gw.Config{
 		Policy: policies, Identity: o.source(g.identity), Recorder: g.recorder, Log: slog.New(slog.DiscardHandler),
-		Resolver: gw.Resolver{Resolve: g.names.lead, Bound: o.bound},
-		Listeners: []gw.Listener{
-			{Name: "secure", Address: "127.0.0.1:0"},
-			{Name: "plain", Address: "127.0.0.1:0", Identity: gw.Fixed, ID: id("sidecar")},
-		},
-		HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
-		Front:         front.Config{HeadTimeout: o.headTimeout}, HelloTimeout: o.hello, DialTimeout: o.dialTimeout,
+		Resolver:  gw.Resolver{Resolve: g.names.lead, Bound: o.bound},
+		Listeners: listeners, HostAddresses: func() ([]netip.Addr, error) { return nil, nil },
+		Front: front.Config{HeadTimeout: o.headTimeout}, HelloTimeout: o.hello, DialTimeout: o.dialTimeout,
 		Tunnel: o.tunnel, Forward: o.forward, Limits: o.limits, MaxConnections: o.slots, Descriptors: o.descriptors, MaxRevoke: o.maxRevoke,
 		Metrics: gw.Metrics{Enforced: func(e live.Enforcement) {
 			g.own.did.Store(&e)
@@ -131,6 +136,9 @@ func newGateway(tb testing.TB, o options) *gateway {
 	g.current, g.registry, g.budgets, g.proxy, g.own.Enforcer = parts.Current, parts.Registry, parts.Budgets, parts.Proxy, parts.Enforcer
 	listening := made.Listening()
 	g.secure, g.plain = netip.MustParseAddrPort(listening[0].Addr.String()), netip.MustParseAddrPort(listening[1].Addr.String())
+	if o.socks5 {
+		g.socks5 = netip.MustParseAddrPort(listening[2].Addr.String())
+	}
 	g.serve(tb, made)
 	if !o.noPolicy {
 		first, err := allowlist.Compile(g.policy())

@@ -60,17 +60,19 @@ const (
 // Protocol says what a caller asked for. The zero value means that no request was read.
 type Protocol string
 
-// The protocols: a tunnel, a plain request, or a DNS query.
+// The protocols: a tunnel, a plain request, a DNS query, or a tunnel by SOCKS5.
 const (
 	ProtocolConnect Protocol = "connect"
 	ProtocolHTTP    Protocol = "http"
 	ProtocolDNS     Protocol = "dns"
+	ProtocolSOCKS5  Protocol = "socks5"
 )
 
 // Wire says how a request came in. The zero value means that there was no request.
 type Wire string
 
-// The wires: HTTP/1 (h1), and the transports of DNS queries.
+// The wires: HTTP/1 (h1), HTTP/2 (h2), and the transports of DNS queries. A request of
+// SOCKS5 has WireTCP.
 const (
 	WireH1  Wire = "h1"
 	WireH2  Wire = "h2"

@@ -216,22 +216,23 @@ const (
 // Protocol says what a listener takes.
 type Protocol uint8
 
-// The protocols: HTTP CONNECT and plain requests; these together with DNS over HTTPS; DNS
-// over UDP and TCP, over TLS, over HTTPS.
+// The protocols: HTTP CONNECT and plain requests; these together with DNS over HTTPS; SOCKS5,
+// without TLS; DNS over UDP and TCP, over TLS, over HTTPS.
 const (
 	Connect Protocol = iota
 	ConnectAndDoH
+	SOCKS5
 	DNS
 	DoT
 	DoH
 )
 
-// TakesRequests reports whether the listener takes CONNECTs and plain requests. Its
-// connections then count among those for requests, whatever else it takes.
-func (p Protocol) TakesRequests() bool { return p == Connect || p == ConnectAndDoH }
+// TakesRequests reports whether the listener takes requests, which are those of HTTP or
+// SOCKS5. Its connections then count among those for requests, whatever else it takes.
+func (p Protocol) TakesRequests() bool { return p == Connect || p == ConnectAndDoH || p == SOCKS5 }
 
 // TakesQueries reports whether the listener takes DNS queries.
-func (p Protocol) TakesQueries() bool { return p != Connect }
+func (p Protocol) TakesQueries() bool { return p != Connect && p != SOCKS5 }
 
 // missing returns what the listener is missing to identify its callers, or "" if nothing
 // is missing. A zero ID is not an identity.
@@ -241,6 +242,13 @@ func (l *Listener) missing(provider bool) string {
 	case ConnectAndDoH, DoT, DoH:
 		if l.Identity != MTLS {
 			return "speaks TLS, where the client's certificate is the identity"
+		}
+	case SOCKS5:
+		if l.Identity != Self && l.Identity != Fixed {
+			return "speaks SOCKS5, whose callers have the gateway's own identity or a fixed one"
+		}
+		if l.AcceptTrace {
+			return "speaks SOCKS5, which carries no trace context"
 		}
 	default:
 		return "has no protocol"

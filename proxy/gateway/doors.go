@@ -125,7 +125,7 @@ func applicationProtocols(p Protocol) []string {
 		return []string{"dot"} // RFC 7858 names none; IANA lists this one
 	case Connect, DoH, ConnectAndDoH:
 		return []string{"h2", "http/1.1"}
-	case DNS:
+	case DNS, SOCKS5:
 	}
 	return nil
 }

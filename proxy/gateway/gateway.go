@@ -122,6 +122,8 @@ func (g *Gateway) handler(l door) func(context.Context, *listen.Conn) {
 	case ConnectAndDoH:
 		isQueryAuthority := func(authority string) bool { return g.doors.isQueryAuthority(l, authority) }
 		return func(ctx context.Context, conn *listen.Conn) { g.proxy.ServeWithDoH(ctx, conn, isQueryAuthority) }
+	case SOCKS5:
+		return g.proxy.ServeSOCKS5
 	case Connect:
 	}
 	return g.proxy.Serve

@@ -57,6 +57,12 @@ func TestMissingPartIsAnError(t *testing.T) {
 		}, false},
 		{"a kind of identity", func(c *Config) { c.Listeners[0].Identity = SourceMap + 1 }, false},
 		{"a protocol", func(c *Config) { c.Listeners[0].Protocol = DoH + 1 }, false},
+		{"an identity that SOCKS5 can have", func(c *Config) { c.Listeners[0].Protocol, c.Listeners[0].Identity = SOCKS5, MTLS }, false},
+		{"an identity of no address, for SOCKS5", func(c *Config) {
+			c.Listeners[0].Protocol, c.Listeners[0].Identity = SOCKS5, SourceMap
+			c.Listeners[0].Sources = map[netip.Prefix]spiffeid.ID{netip.MustParsePrefix("10.0.0.0/8"): id("sidecar")}
+		}, false},
+		{"a protocol that carries traces", func(c *Config) { c.Listeners[0].Protocol, c.Listeners[0].AcceptTrace = SOCKS5, true }, false},
 		{"TLS, for DNS over TLS", func(c *Config) { c.Listeners[0].Protocol = DoT }, false},
 		{"the resolver", func(c *Config) { c.Resolver.Resolve = nil }, true},
 		{"the recorder", func(c *Config) { c.Recorder = nil }, true},

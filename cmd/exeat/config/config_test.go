@@ -72,6 +72,8 @@ listeners:
   - {name: both, address: "[::]:444", protocol: [doh, connect], trace_parent: accept, present: {certificate: w.pem, key: wk.pem}}
   - {name: one, address: "[::]:445", protocol: [doh]}
   - {name: alone, address: "[::]:446", protocol: [connect]}
+  - {name: socks, address: "127.0.0.1:1080", protocol: socks5, identity: self}
+  - {name: socks-fixed, address: "unix:run/socks", protocol: socks5, identity: fixed, id: spiffe://td.example/w, socket_mode: "0660", trace_parent: link}
 resolver:
   nat64: "2001:db8::/48"
   servers: [10.0.0.1, "[::1]:54", {udp: 10.0.0.2}, {tcp: 10.0.0.3}, {dot: "2001:db8::53", name: dns.example, ca: d.pem}]
@@ -115,6 +117,10 @@ func TestEveryKeySetsItsValue(t *testing.T) {
 	if l := got.Listeners[6:]; l[0].Protocol != gateway.ConnectAndDoH || !l[0].AcceptTrace || l[0].WebKey != "/x/wk.pem" ||
 		l[1].Protocol != gateway.DoH || l[2].Protocol != gateway.Connect {
 		t.Errorf("listeners with a list of protocols %+v", l)
+	}
+	if l := got.Listeners[9:]; l[0].Protocol != gateway.SOCKS5 || l[0].Identity != gateway.Self ||
+		l[1].Protocol != gateway.SOCKS5 || l[1].Identity != gateway.Fixed || l[1].SocketMode != 0o660 || l[1].AcceptTrace {
+		t.Errorf("listeners for SOCKS5 %+v", l)
 	}
 	limits := dns.Limits{Total: 2, InFlight: 3, Streams: 5, PerStream: 6}
 	if got.Gateway.DNS != limits || got.Gateway.DNSConnections != 4 || got.Gateway.SpanEvery != 7 {
@@ -257,6 +263,13 @@ func TestMistakesAreRefused(t *testing.T) {
 		{"DNS on a socket", listener(`{name: a, address: "unix:/s", protocol: dns, identity: self}`), "over an IP address"},
 		{"DoT with another identity", listener("{name: a, address: 127.0.0.1:1, protocol: dot, identity: self}"), "remove the key identity"},
 		{"traces over DoH", listener("{name: a, address: 127.0.0.1:1, protocol: doh, trace_parent: accept}"), "queries carry none"},
+		{"SOCKS5 by certificate", listener("{name: a, address: 127.0.0.1:1, protocol: socks5}"), "SOCKS5 shows no certificate: write identity: self or fixed, or protocol: connect"},
+		{"SOCKS5 for everybody", listener("{name: a, address: 0.0.0.0:1, protocol: socks5, identity: self}"), "gives its identity to whoever reaches 0.0.0.0:1"},
+		{"SOCKS5 by address", listener("{name: a, address: 127.0.0.1:1, protocol: socks5, identity: source-map, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "protocol: dns only"},
+		{"SOCKS5 with a certificate", listener("{name: a, address: 127.0.0.1:1, protocol: socks5, identity: self, present: {certificate: c, key: k}}"), "speaks no TLS"},
+		{"traces over SOCKS5", listener("{name: a, address: 127.0.0.1:1, protocol: socks5, identity: self, trace_parent: accept}"), "SOCKS5 carries none"},
+		{"SOCKS5 beside CONNECT", listener("{name: a, address: 127.0.0.1:1, protocol: [connect, socks5], identity: self}"), "item of protocol: socks5 shares no listener: write protocol: socks5"},
+		{"SOCKS4", listener("{name: a, address: 127.0.0.1:1, protocol: socks4, identity: self}"), `want connect or dns or dot or doh or socks5, not "socks4"`},
 		{"a source map for CONNECT", listener("{name: a, address: 127.0.0.1:1, identity: source-map, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "protocol: dns only"},
 		{"a source map without sources", listener("{name: a, address: 127.0.0.1:1, protocol: dns, identity: source-map}"), "which needs it"},
 		{"sources without a source map", listener("{name: a, address: 127.0.0.1:1, sources: {10.0.0.0/8: spiffe://td.example/w}}"), "sources goes with"},
@@ -366,6 +379,8 @@ func TestOneMistakeIsOneError(t *testing.T) {
 		"protocols that do not mix":   "identity: {dir: id}\n" + listener("protocol: [connect, dot]"),
 		"no protocol":                 "identity: {dir: id}\n" + listener("protocol: []"),
 		"a protocol that is none":     "identity: {dir: id}\n" + listener("protocol: [connect, doq]"),
+		"SOCKS5 without an identity":  "identity: {dir: id}\n" + listener("protocol: socks5"),
+		"SOCKS5 beside another one":   "identity: {dir: id}\n" + listener("protocol: [socks5, connect]"),
 		"both without TLS":            listener("protocol: [connect, doh], identity: self") + "identity: {dir: id}\n",
 		"listeners that are no list":  "listeners: {a: {address: 127.0.0.1:1}}\n",
 		"sinks that are no list":      listener("identity: fixed, id: spiffe://td.example/w") + "records: {sinks: {file: a}}\n",

@@ -155,11 +155,15 @@ func socketMode(n *strictyaml.Node) fs.FileMode {
 // protocol reads the protocol of a listener, or the list of those that it takes.
 func protocol(n *strictyaml.Node) gateway.Protocol {
 	if !n.IsList() {
-		p, _ := oneProtocol(n)
+		p, _ := oneProtocol(n, "socks5")
 		return p
 	}
 	var all []gateway.Protocol
 	for item := range n.Items() {
+		if text, ok := item.Text(); ok && text == "socks5" {
+			item.Errorf("socks5 shares no listener: write protocol: socks5")
+			return gateway.Connect
+		}
 		p, ok := oneProtocol(item)
 		if !ok {
 			return gateway.Connect // there is an error already
@@ -176,9 +180,12 @@ func protocol(n *strictyaml.Node) gateway.Protocol {
 	return gateway.Connect
 }
 
-func oneProtocol(n *strictyaml.Node) (p gateway.Protocol, ok bool) {
-	word, ok := n.Word("connect", "dns", "dot", "doh")
+// oneProtocol reads one of the protocols that a list may have, or one of others.
+func oneProtocol(n *strictyaml.Node, others ...string) (p gateway.Protocol, ok bool) {
+	word, ok := n.Word(append([]string{"connect", "dns", "dot", "doh"}, others...)...)
 	switch word {
+	case "socks5":
+		p = gateway.SOCKS5
 	case "dns":
 		p = gateway.DNS
 	case "dot":
@@ -207,9 +214,12 @@ func sources(n *strictyaml.Node) map[netip.Prefix]spiffeid.ID {
 // checkProtocol checks that the protocol's callers can have the listener's kind of
 // identity.
 func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
-	if l.Protocol == gateway.Connect {
+	if l.Protocol == gateway.Connect || l.Protocol == gateway.SOCKS5 {
 		if l.Identity == gateway.SourceMap {
 			n.Errorf("identity: source-map is for protocol: dns only")
+		}
+		if l.Protocol == gateway.SOCKS5 {
+			l.checkSOCKS5(n)
 		}
 		return
 	}
@@ -235,6 +245,16 @@ func (l *Listener) checkProtocol(n *strictyaml.Node, unix bool) {
 	}
 	if ap, err := netip.ParseAddrPort(l.Address); err == nil && ap.Addr().Unmap().IsUnspecified() {
 		n.Errorf("an answer has to come from the address that was asked: write the one that clients ask, not %s", ap.Addr())
+	}
+}
+
+// checkSOCKS5 checks what SOCKS5 cannot carry.
+func (l *Listener) checkSOCKS5(n *strictyaml.Node) {
+	if l.Identity == gateway.MTLS {
+		n.Errorf("SOCKS5 shows no certificate: write identity: self or fixed, or protocol: connect")
+	}
+	if l.AcceptTrace {
+		n.Errorf("trace_parent is for protocol: connect only: SOCKS5 carries none")
 	}
 }
 

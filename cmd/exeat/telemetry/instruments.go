@@ -134,7 +134,7 @@ func newInstruments(meter metric.Meter, identityCap int) (*Instruments, error) {
 func (i *Instruments) createSeries() {
 	ctx := context.Background()
 	for _, reason := range []allowlist.Reason{allowlist.QuarantinedIdentity, allowlist.NameBudget} {
-		for _, protocol := range []audit.Protocol{audit.ProtocolConnect, audit.ProtocolHTTP, audit.ProtocolDNS} {
+		for _, protocol := range []audit.Protocol{audit.ProtocolConnect, audit.ProtocolHTTP, audit.ProtocolDNS, audit.ProtocolSOCKS5} {
 			for _, mode := range []allowlist.Mode{allowlist.ModeEnforce, allowlist.ModeObserve} {
 				l := decisionLabels{verdict: reason.Verdict(), reason: reason, protocol: protocol, mode: mode.String()}
 				i.decisions.Add(ctx, 0, i.decisionSets.of(l)...)

@@ -66,6 +66,9 @@ func Samples() []Sample {
 			r.Protocol, r.Method, r.Path = audit.ProtocolHTTP, "GET", "/public/index"
 			r.Dest, r.Address = destination("www.example:80"), addrPort("203.0.113.9:80")
 		})},
+		{"socks5", with(allow(), func(r *audit.Record) {
+			r.Listener, r.Protocol, r.Wire, r.Proof = "socks", audit.ProtocolSOCKS5, audit.WireTCP, allowlist.ProofListener
+		})},
 		{"wrong-method", with(deny(), func(r *audit.Record) {
 			r.Method, r.Reason, r.Status = "connect", allowlist.ConnectOnly, 405
 			r.Dest, r.Policy, r.Generation, r.Mode, r.Decide = allowlist.Destination{}, "", 0, 0, 0
