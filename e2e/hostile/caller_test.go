@@ -28,6 +28,7 @@ type callers struct {
 	ca            *authority     // signs the certificates of the gateway and the callers
 	secure, plain netip.AddrPort // addresses of the listeners with and without TLS
 	shared        netip.AddrPort // address of the listener for CONNECT and DoH
+	socks5        netip.AddrPort // address of the listener for SOCKS5
 
 	wire     wire
 	owner    testing.TB          // the test of the gateway

@@ -59,7 +59,7 @@ func classes(program *program) []class {
 		{"A", "Host spelling", hostRows()},
 		{"B", "Addresses as host", literalRows()},
 		{"C", "Address classes and answers", addressRows()},
-		{"D", "Request target and framing", slices.Concat(framingRows(), plainRows(), queryRows(), pseudoRows())},
+		{"D", "Request target and framing", slices.Concat(framingRows(), plainRows(), queryRows(), pseudoRows(), socksRows())},
 		{"E", "Tunnel and TLS", slices.Concat(tunnelRows(), helloRows(), streamRows())},
 		{"F", "Identity", identityRows()},
 		{"G", "Reload and time", reloadRows(program)},

@@ -88,6 +88,7 @@ func (g *gateway) serve(tb testing.TB, o options) {
 		{Name: "secure", Address: "127.0.0.1:0", Proxies: o.proxies},
 		{Name: "plain", Address: "127.0.0.1:0", Identity: gw.Fixed, ID: spiffeid.RequireFromString(id("sidecar"))},
 		{Name: "shared", Address: "127.0.0.1:0", Protocol: gw.ConnectAndDoH},
+		{Name: "socks5", Address: "127.0.0.1:0", Protocol: gw.SOCKS5, Identity: gw.Fixed, ID: spiffeid.RequireFromString(id("builder"))},
 	}
 	var err error
 	if g.running, err = gw.New(tb.Context(), cfg); err != nil {
@@ -95,7 +96,7 @@ func (g *gateway) serve(tb testing.TB, o options) {
 	}
 	listening := g.running.Listening()
 	g.secure, g.plain = netip.MustParseAddrPort(listening[0].Addr.String()), netip.MustParseAddrPort(listening[1].Addr.String())
-	g.shared = netip.MustParseAddrPort(listening[2].Addr.String())
+	g.shared, g.socks5 = netip.MustParseAddrPort(listening[2].Addr.String()), netip.MustParseAddrPort(listening[3].Addr.String())
 	g.ports = ports{port: g.origin.addr.Port(), listener: g.secure.Port()}
 	ctx, stop := context.WithCancel(context.Background())
 	var serving sync.WaitGroup

@@ -14,7 +14,7 @@ import (
 type wire string
 
 // The wires. A case of anyWire runs over each of them. One of noWire runs once, because what
-// it checks happens before a request or without one.
+// it checks happens before a request or without one, or comes by SOCKS5.
 const (
 	anyWire wire = ""
 	h1      wire = "h1"

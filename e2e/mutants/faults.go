@@ -33,6 +33,8 @@ func mutants() []fault {
 		of("D", "Transfer-Encoding of a CONNECT is ignored", wire, `h.Values("Transfer-Encoding")`, `h.Values("Transfer-Coding")`),
 		of("D", "Host is not compared with the target", wire, "if r.Cause = otherAuthority(h, h.Target, dest); r.Cause != \"\"", "if r.Cause = otherAuthority(h, h.Target, dest); h.Minor == 0 && r.Cause != \"\""),
 		of("D", "bytes behind a refusal are read", "proxy/front/h1.go", "r.Body == 0 && (r.IsPlain() || len(c.reader.Buffered()) == 0)", "r.Body == 0"),
+		of("D", "every command of SOCKS5 is a CONNECT", "proxy/front/socks5.go", "case command != commandConnect:", "case command > commandUDPAssociate:"),
+		of("D", "an IPv6 address of SOCKS5 has no brackets", "proxy/front/socks5.go", "net.JoinHostPort(text, strconv.Itoa(int(port)))", `text + ":" + strconv.Itoa(int(port))`),
 		of("D", "a port with leading zeros is accepted", host, ` || s[0] == '0' {`, ` || s == "0" {`),
 		of("A", "every final dot is stripped", host, `name := strings.TrimSuffix(s, ".")`, `name := strings.TrimRight(s, ".")`),
 		of("A", "A-labels are not checked", host, `strings.Contains(name, "xn--") && `, `strings.HasPrefix(name, "xn--xn--") && `),
