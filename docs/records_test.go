@@ -38,6 +38,7 @@ func fields() []field {
 		unmapped("identity_source", "proof of the identity: `x509-svid` `listener` `source-map`; a summary has it only if the proof was `source-map`"),
 		{"client", "address and port of the caller; absent for a unix socket", "src_endpoint.ip src_endpoint.port", "source.ip source.port client.ip client.port"},
 		unmapped("unproven", "`true` if the request was a datagram: its sender may have forged the address, so that `client` is not proven, and with `source-map` neither is `identity`"),
+		unmapped("attributed", "which process or step asked, as the caller says in the field `X-Exeat-Attributed`, at most 512 bytes; nobody has checked it ([below](#what-a-caller-says-of-itself))"),
 		{"host", "host of the destination in canonical form: a lower-case name or an address; a record of a malformed request has `host`, `port` and `method` only if they were read before the error was found", "dst_endpoint.hostname dst_endpoint.ip http_request.url.hostname query.hostname", "destination.address destination.domain dns.question.name"},
 		{"port", "port of the destination", "dst_endpoint.port http_request.url.port", "destination.port"},
 		{"method", "method of the request", "http_request.http_method", "http.request.method"},

@@ -135,7 +135,7 @@ func (x *request) begin(ctx context.Context) {
 		start.Protocol = audit.ProtocolHTTP
 	}
 	if read.Head != nil {
-		start.TraceParent = read.Head.Get("Traceparent")
+		start.TraceParent, start.Attributed = read.Head.Get("Traceparent"), read.Head.Get(audit.AttributedField)
 	}
 	x.pending = x.proxy.cfg.Recorder.Begin(ctx, start)
 	x.renew()

@@ -277,6 +277,7 @@ type record struct {
 	Protocol      string   `json:"protocol"`
 	Wire          string   `json:"wire"`
 	Identity      string   `json:"identity"`
+	Attributed    string   `json:"attributed"`
 	Host          string   `json:"host"`
 	Port          uint16   `json:"port"`
 	Method        string   `json:"method"`

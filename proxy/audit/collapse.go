@@ -184,6 +184,6 @@ func (c *collapser) close() {
 func (w *window) record() *Record {
 	rec := w.first
 	rec.Event, rec.Time, rec.Merged = EventCollapsed, time.Now(), &w.merged
-	rec.Resolve, rec.Dial, rec.Decide = 0, 0, 0
+	rec.Resolve, rec.Dial, rec.Decide, rec.Attributed = 0, 0, 0, "" // these are not the same in all of them
 	return &rec
 }

@@ -81,6 +81,7 @@ func TestOnlyIdenticalDenialsAreCollapsed(t *testing.T) {
 		alone  bool
 	}{
 		{"the same", func(*Record) {}, false},
+		{"from another process of the caller", func(r *Record) { r.Attributed = "pid=2" }, false},
 		{"from another port", func(r *Record) { r.Client = addrPort("192.0.2.1:6") }, false},
 		{"another identity", func(r *Record) { r.Identity = spiffeid.RequireFromString("spiffe://td.example/b") }, true},
 		{"another reason", func(r *Record) { r.Reason = allowlist.DeniedByRule }, true},

@@ -18,6 +18,8 @@ type Start struct {
 	// TraceParent is the caller's traceparent field as received. It is linked and never
 	// decides whether the span is sampled.
 	TraceParent string
+	// Attributed is the caller's first AttributedField as received; "" without one.
+	Attributed string
 	// NoSpan leaves the span out, where only some of many similar decisions have one.
 	NoSpan bool
 	// Accept makes the caller's context the parent of the span instead of a link, for a
@@ -60,9 +62,11 @@ func (r *Recorder) Reopen(ctx context.Context, o *Pending, s Start) {
 
 // record returns the record with the fields that are known at the start.
 func (s *Start) record() Record {
-	return Record{
+	rec := Record{
 		Time: s.Time, Event: EventDecision, ID: newID(s.Time), Listener: s.Listener, Protocol: s.Protocol, Wire: s.Wire,
 	}
+	rec.SetAttributed(s.Attributed)
+	return rec
 }
 
 func callerContext(ctx context.Context, traceparent string) trace.SpanContext {

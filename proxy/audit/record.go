@@ -10,8 +10,8 @@
 // or dead does not delay decisions, unless records are required. Denials beyond a
 // caller's room in a queue are counted into summaries, and lost records are counted.
 //
-// The package makes no decisions, and never records a payload, a query string, a header
-// value or a credential.
+// The package makes no decisions, and never records a payload, a query string, a
+// credential, or the value of a header field other than [AttributedField].
 package audit
 
 import (
@@ -29,6 +29,11 @@ import (
 
 // Schema is the version of the record's format.
 const Schema = 1
+
+// AttributedField is the field of a request in which a caller says which of its processes
+// or steps has asked, such as process="curl", pid=4711, job="build". It is written for
+// records only: nothing is decided by it, and no origin gets it.
+const AttributedField = "X-Exeat-Attributed"
 
 // Event says what a record is about.
 type Event string
@@ -134,6 +139,9 @@ type Record struct {
 	Listener string
 	Identity spiffeid.ID
 	Client   netip.AddrPort // zero for a unix socket; in a summary the port is 0
+	// Attributed is what the caller says of the process or step that has asked, in the
+	// first AttributedField; "" if it says nothing. Nobody has checked it.
+	Attributed string
 
 	Dest    allowlist.Destination // canonical form of the destination that was asked for
 	Method  string
@@ -265,6 +273,11 @@ func (r *Record) SetDetail(text string) { r.Detail = strings.Clone(bounded(text,
 // and with its tunnel.
 func (r *Record) SetMethod(method string) { r.Method = strings.Clone(bounded(method, maxMethod)) }
 
+// SetAttributed sets Attributed. It keeps only the part that is written; see SetMethod.
+func (r *Record) SetAttributed(text string) {
+	r.Attributed = strings.Clone(bounded(text, maxAttributed))
+}
+
 // Stage says when a decision was made. The zero value means that it was made when the
 // request was read.
 type Stage uint8
@@ -322,12 +335,13 @@ func (t TLS) String() string {
 }
 
 const (
-	maxDetail   = 512
-	maxInstance = 253
-	maxIdentity = 2048
-	maxMethod   = 32
-	maxPath     = 1024
-	maxSNI      = 253
+	maxAttributed = 512
+	maxDetail     = 512
+	maxInstance   = 253
+	maxIdentity   = 2048
+	maxMethod     = 32
+	maxPath       = 1024
+	maxSNI        = 253
 )
 
 // IdentityText returns the caller's SPIFFE ID as every rendering shows it, shortened if
@@ -337,6 +351,9 @@ func (r *Record) IdentityText() string { return bounded(r.Identity.String(), max
 // MethodText returns the method as every rendering shows it, shortened if it is too
 // long and made valid UTF-8.
 func (r *Record) MethodText() string { return bounded(r.Method, maxMethod) }
+
+// AttributedText returns the attribution as every rendering shows it; see MethodText.
+func (r *Record) AttributedText() string { return bounded(r.Attributed, maxAttributed) }
 
 // DetailText returns the detail as every rendering shows it; see MethodText.
 func (r *Record) DetailText() string { return bounded(r.Detail, maxDetail) }

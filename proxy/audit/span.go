@@ -123,6 +123,7 @@ func (o *Pending) endSpan() {
 		add(attribute.String("egress.identity.trust_domain", r.Identity.TrustDomain().Name()))
 	}
 	text("egress.identity.source", r.Proof.String())
+	text("egress.attributed", r.AttributedText())
 	if r.Unproven() {
 		add(attribute.Bool("egress.unproven", true))
 	}

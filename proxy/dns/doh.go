@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/allowlist"
+	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
@@ -252,7 +253,10 @@ func (h *dohConn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer h.leave()
 	h.meter.requestBegan()
-	e := httpExchange{transport: h.transport(), server: h.server, conn: h.conn, caller: h.caller(), read: func() ([]byte, *badRequest) { return h.read(w, r) }}
+	e := httpExchange{
+		transport: h.transport(), server: h.server, conn: h.conn, caller: h.caller(), attributed: r.Header.Get(audit.AttributedField),
+		read: func() ([]byte, *badRequest) { return h.read(w, r) },
+	}
 	e.caller.Busy = e.caller.Busy || late
 	a := e.answer(h.ctx)
 	err := h.write(w, r, &a)

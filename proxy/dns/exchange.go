@@ -21,6 +21,8 @@ type exchange struct {
 	peer      netip.AddrPort // sender of a datagram, as the socket reports it
 	caller    listen.Caller
 	start     time.Time
+	// attributed is the field audit.AttributedField of a query over HTTPS; "" without one.
+	attributed string
 
 	query      query // result of reading
 	kind       kind
@@ -70,7 +72,7 @@ func (s *Server) getExchange(from transport, to replier, caller *listen.Caller) 
 	x.transport, x.replier, x.caller, x.start = from, to, *caller, time.Now()
 	x.ruling = ruling{inspect: s.cfg.Inspect}
 	x.response.reset()
-	x.lookupTime, x.replied, x.pending = 0, false, nil
+	x.attributed, x.lookupTime, x.replied, x.pending = "", 0, false, nil
 	return x
 }
 
@@ -82,7 +84,7 @@ func (s *Server) putExchange(x *exchange) {
 	if cap(x.response.buf) > keptResponse {
 		x.response.buf = nil
 	}
-	x.replier, x.pending, x.ruling = nil, nil, ruling{}
+	x.replier, x.pending, x.ruling, x.attributed = nil, nil, ruling{}, ""
 	s.exchanges.Put(x)
 }
 

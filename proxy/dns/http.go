@@ -23,6 +23,7 @@ type HTTPRequest struct {
 	Method      string
 	Parameters  string // query part of the URL, without the question mark
 	ContentType string
+	Attributed  string // first field audit.AttributedField; "" without one
 	// Body reads the body, and returns io.EOF at its end. It is nil for a body in chunks
 	// that the caller of this package does not read.
 	Body io.Reader
@@ -59,7 +60,7 @@ type HTTPAnswer struct {
 func (s *Server) AnswerHTTP(ctx context.Context, from listen.Verified, r *HTTPRequest) HTTPAnswer {
 	e := httpExchange{
 		transport: transport{listener: from.Listener, wire: wireDoH, shared: true},
-		server:    s, conn: from.Conn, caller: from.Caller, read: r.query,
+		server:    s, conn: from.Conn, caller: from.Caller, attributed: r.Attributed, read: r.query,
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	leave := s.enter(from, cancel)
@@ -92,7 +93,9 @@ type httpExchange struct {
 	server *Server
 	conn   *listen.Conn
 	caller listen.Caller
-	read   func() ([]byte, *badRequest) // returns the packet of the request, if it is a query
+	// attributed is the field audit.AttributedField; "" without one.
+	attributed string
+	read       func() ([]byte, *badRequest) // returns the packet of the request, if it is a query
 }
 
 // answer answers the request. A request without a query has no record. It spends a query
@@ -111,8 +114,10 @@ func (e *httpExchange) answer(ctx context.Context) HTTPAnswer {
 	e.conn.MarkUsed()
 	answered := make(dohReply, 1)
 	var lookups sync.WaitGroup
-	e.server.handle(ctx, &lookups, e.server.getExchange(e.transport, answered, &e.caller), msg)
-	x := <-answered
+	x := e.server.getExchange(e.transport, answered, &e.caller)
+	x.attributed = e.attributed
+	e.server.handle(ctx, &lookups, x, msg)
+	<-answered
 	lookups.Wait()
 	a := x.response.httpAnswer()
 	a.Last, a.Done = last, func(err error) { x.done(ctx, err) }

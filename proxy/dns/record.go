@@ -93,6 +93,7 @@ func (x *exchange) fillRecord(ctx context.Context) {
 func describe(rec *audit.Record, x *exchange) {
 	why, sent := &x.ruling, &x.response
 	rec.Client, rec.Identity, rec.Proof = x.caller.Addr, x.caller.ID, x.caller.Proof
+	rec.SetAttributed(x.attributed)
 	rec.Dest = allowlist.Destination{Host: x.query.host}
 	if why.state != nil {
 		rec.SetNameDecision(&why.decision)

@@ -512,6 +512,7 @@ type record struct {
 	WouldReason    string `json:"would_reason"`
 	Class          string `json:"address_class"`
 	Detail         string
+	Attributed     string
 	QType          string `json:"qtype"`
 	RCode          string `json:"rcode"`
 	Answers        *int   `json:"answers"`

@@ -7,6 +7,7 @@ import (
 
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/proxy"
+	"github.com/exeat-dev/exeat/proxy/audit"
 	"github.com/exeat-dev/exeat/proxy/dns"
 	"github.com/exeat-dev/exeat/proxy/front"
 	"github.com/exeat-dev/exeat/proxy/listen"
@@ -17,7 +18,8 @@ import (
 func queryAnswerer(server *dns.Server) proxy.AnswerQuery {
 	return func(ctx context.Context, from listen.Verified, r *front.Request) front.Answer {
 		a := server.AnswerHTTP(ctx, from, &dns.HTTPRequest{
-			Method: r.Method, Parameters: r.Query.Parameters, ContentType: r.Head.Get("Content-Type"), Body: r.Query.Body,
+			Method: r.Method, Parameters: r.Query.Parameters, ContentType: r.Head.Get("Content-Type"), Attributed: r.Head.Get(audit.AttributedField),
+			Body: r.Query.Body,
 		})
 		return front.Answer{
 			Kind: front.Local, Response: front.Response{Status: a.Status, Fields: a.Fields, Body: a.Body},

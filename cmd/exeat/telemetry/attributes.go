@@ -45,6 +45,7 @@ func (a *attributes) request(r *audit.Record) {
 	}
 	a.text("egress.identity.source", r.Proof.String())
 	a.flag("egress.unproven", r.Unproven())
+	a.text("egress.attributed", r.AttributedText())
 	if r.Client.IsValid() {
 		a.text("client.address", r.Client.Addr().String())
 		a.number("client.port", int64(r.Client.Port()))

@@ -26,6 +26,9 @@ func Samples() []Sample {
 	return []Sample{
 		{"allow", allow()},
 		{"deny", deny()},
+		{"attributed", with(allow(), func(r *audit.Record) {
+			r.Attributed = `process="curl", pid=4711, job="build", step="test"`
+		})},
 		{"quarantined", with(deny(), func(r *audit.Record) {
 			r.Reason, r.RuleAt, r.Detail = allowlist.QuarantinedIdentity, "quarantine.yaml:3", "INC-77"
 		})},

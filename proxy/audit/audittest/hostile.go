@@ -23,7 +23,7 @@ func Hostile(event audit.Event, text string, n uint64) audit.Record {
 	}
 	r := audit.Record{
 		Time: moment, Event: event, ID: text, Instance: text, Listener: text, Protocol: audit.Protocol(text), Wire: audit.Wire(text),
-		Proof: allowlist.Proof(octet), Client: netip.AddrPortFrom(netip.IPv6Loopback().WithZone(text), uint16(octet)),
+		Proof: allowlist.Proof(octet), Client: netip.AddrPortFrom(netip.IPv6Loopback().WithZone(text), uint16(octet)), Attributed: text,
 		Dest: allowlist.Destination{Host: host, Port: uint16(octet)}, Method: text,
 		Address: netip.AddrPortFrom(host.Addr(), 1), Verdict: allowlist.Verdict(octet % 8), Reason: allowlist.Reason(octet),
 		WouldReason: allowlist.Reason(octet), Status: int(octet) - 1, Rule: text, RuleAt: text, Owner: text, Ticket: text, Policy: text, Generation: n,

@@ -154,6 +154,7 @@ type native struct {
 	Identity         string         `json:"identity,omitempty"` // only audit.Other, which is not a SPIFFE ID
 	IdentitySource   string         `json:"identity_source,omitempty"`
 	Unproven         bool           `json:"unproven,omitempty"`
+	Attributed       string         `json:"attributed,omitempty"`
 	Verdict          string         `json:"verdict,omitempty"`
 	WouldReason      string         `json:"would_reason,omitempty"`
 	Mode             string         `json:"mode,omitempty"`

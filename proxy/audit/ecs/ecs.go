@@ -200,7 +200,7 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // nativeFields returns the fields that have no place in the schema.
 func nativeFields(r *audit.Record) native {
 	n := native{
-		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(),
+		Listener: r.Listener, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(), Attributed: r.AttributedText(),
 		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
 		Stage: r.Stage.String(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, AddressesRefused: audit.AddressTexts(r.Refused), CloseReason: r.CloseReasonText(),

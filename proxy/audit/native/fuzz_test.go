@@ -187,6 +187,7 @@ func keepTexts(r *audit.Record) {
 	r.Event = audit.Event(valid(string(r.Event)))
 	r.Protocol, r.Wire = audit.Protocol(valid(string(r.Protocol))), audit.Wire(valid(string(r.Wire)))
 	r.Method, r.Detail, r.Hello.SNI = r.MethodText(), r.DetailText(), r.Hello.SNIText()
+	r.Attributed = r.AttributedText()
 	if !r.Identity.IsZero() {
 		r.Identity = spiffeid.RequireFromString(r.IdentityText())
 	}

@@ -79,6 +79,7 @@ func writeCaller(l *line, r *audit.Record) {
 		l.addrPort("client", r.Client)
 	}
 	l.flag("unproven", r.Unproven())
+	l.text("attributed", r.AttributedText())
 }
 
 // writeRequest writes what was asked for.

@@ -71,6 +71,7 @@ type fields struct {
 	Proof        word[allowlist.Proof]   `json:"identity_source"`
 	Client       client                  `json:"client"`
 	Unproven     bool                    `json:"unproven"` // follows from the wire; comparing the lines checks it
+	Attributed   string                  `json:"attributed"`
 	Host         host                    `json:"host"`
 	Port         uint16                  `json:"port"`
 	Method       string                  `json:"method"`
@@ -146,7 +147,7 @@ func (f *fields) record() audit.Record {
 	return audit.Record{
 		Time: f.Time, Event: f.Event, ID: f.ID, Instance: f.Instance,
 		Listener: f.Listener, Protocol: f.Protocol, Wire: f.Wire,
-		Identity: f.Identity.id, Proof: f.Proof.value, Client: netip.AddrPort(f.Client),
+		Identity: f.Identity.id, Proof: f.Proof.value, Client: netip.AddrPort(f.Client), Attributed: f.Attributed,
 		Dest:   allowlist.Destination{Host: f.Host.host, Port: f.Port},
 		Method: f.Method, Path: f.Path, Address: f.Address,
 		Verdict: f.Verdict.value, Reason: f.Reason.value, WouldReason: f.WouldReason.value, Status: f.Status,

@@ -139,6 +139,7 @@ type unmapped struct {
 	Wire             audit.Wire     `json:"wire,omitempty"`
 	IdentitySource   string         `json:"identity_source,omitempty"`
 	Unproven         bool           `json:"unproven,omitempty"`
+	Attributed       string         `json:"attributed,omitempty"`
 	WouldReason      string         `json:"would_reason,omitempty"`
 	Mode             string         `json:"mode,omitempty"`
 	Quarantine       string         `json:"quarantine,omitempty"`
@@ -174,7 +175,7 @@ type count struct {
 
 func unmappedFields(r *audit.Record) unmapped {
 	u := unmapped{
-		Instance: r.Instance, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(),
+		Instance: r.Instance, Protocol: r.Protocol, Wire: r.Wire, IdentitySource: r.Proof.String(), Unproven: r.Unproven(), Attributed: r.AttributedText(),
 		WouldReason: r.WouldReason.String(), Quarantine: r.Quarantine, Generation: r.Generation, RuleAt: r.RuleAt, Owner: r.Owner, Ticket: r.Ticket,
 		Stage: r.Stage.String(), SNI: r.Hello.SNIText(), TLS: r.Hello.TLS.String(), ECH: r.Hello.ECH,
 		AddressesDropped: r.Dropped, AddressesRefused: audit.AddressTexts(r.Refused), CloseReason: r.CloseReasonText(),
