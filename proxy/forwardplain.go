@@ -113,6 +113,7 @@ func (f *forwardAttempt) try(ctx context.Context) forward.Result {
 		Logins:    &x.logins,
 		Spend:     x.lease.Spend,
 		Upgrade:   upgrade,
+		Note:      func() string { return noteOf(x) },
 		Last:      x.proxy.h1.IsDraining,
 		Connected: func(u forward.Upstream) error { return f.connected(ctx, u) },
 		Answer: func(status int, problem string, write func() error) error {

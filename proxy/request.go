@@ -368,7 +368,14 @@ func answerAsFinalRecipient(ctx context.Context, x *request) front.Answer {
 		x.pending.Detail = ""
 		return x.refuse(ctx, allowlist.AuditUnavailable)
 	}
-	return front.Answer{Kind: front.Local, Response: front.FinalRecipientResponse(x.read), WasAllowed: true, Done: func(err error) {
+	response := front.FinalRecipientResponse(x.read)
+	if note := noteOf(x); note != "" {
+		if response.Fields == nil {
+			response.Fields = make(http.Header)
+		}
+		response.Fields.Set("Proxy-Status", note)
+	}
+	return front.Answer{Kind: front.Local, Response: response, WasAllowed: true, Done: func(err error) {
 		defer x.place.leave()
 		if err != nil {
 			x.cause = writeErrorText(err)
@@ -376,6 +383,12 @@ func answerAsFinalRecipient(ctx context.Context, x *request) front.Answer {
 		}
 		x.pending.End()
 	}}
+}
+
+// noteOf returns what the answer to a request says of a decision that only observes; "" if
+// there is nothing to say.
+func noteOf(x *request) string {
+	return refusal.Note(x.decision, x.pending.ID, x.proxy.cfg.Front.Disclosure)
 }
 
 // noteRefusal writes a refusal that is about to be sent into the record, and returns its

@@ -116,7 +116,7 @@ func open(ctx context.Context, x *request, o opening) front.Answer {
 		r.place = x.place
 	}
 	return front.Answer{
-		Kind: front.Opened, Switched: o.switched,
+		Kind: front.Opened, Note: noteOf(x), Switched: o.switched,
 		Done: func(err error) { r.answered(lasting, x, &o, err) }, // a tunnel keeps nothing of the context of its request
 		Run:  func() { r.run(lasting) },
 	}

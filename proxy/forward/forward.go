@@ -100,8 +100,9 @@ func New(cfg Config) (*Forwarder, error) {
 // new state has come into force, since an earlier state allowed the idle connections.
 func (f *Forwarder) CloseIdle() { f.pools.closeIdle() }
 
-// Exchange is one approved request. Everything but Reader, Logins, Upgrade, Spend, Last and
-// Progress is required, with a RoundTripper Decision and Connected are not; Reader is too unless Client is a Stream.
+// Exchange is one approved request. Everything but Reader, Logins, Upgrade, Note, Spend, Last
+// and Progress is required; Reader is too unless Client is a Stream, and Decision and
+// Connected are not with a RoundTripper.
 type Exchange struct {
 	Decision allowlist.Decision
 	Head     *head.Head
@@ -122,6 +123,9 @@ type Exchange struct {
 	// the field Upgrade; "" requests none.
 	Upgrade string
 
+	// Note is called when the head of the answer has come, or of a switch of protocols.
+	// The client gets its result as the field Proxy-Status; "" or nil adds none.
+	Note func() string
 	// Spend is called before the head goes out, and before bytes of the body and its
 	// trailer go out. The exchange ends with upload-limit if it returns false; nil
 	// means no limit.

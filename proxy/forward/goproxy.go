@@ -100,6 +100,11 @@ func (r *run) checkHead(resp *http.Response) error {
 	if _, dated := resp.Header["Date"]; !dated && resp.StatusCode >= http.StatusOK { // RFC 9110 section 6.6.1
 		resp.Header["Date"] = []string{time.Now().UTC().Format(http.TimeFormat)}
 	}
+	if r.Note != nil {
+		if note := r.Note(); note != "" {
+			resp.Header[proxyStatus] = []string{note}
+		}
+	}
 	switch {
 	case !offers || resp.StatusCode != http.StatusUnauthorized:
 	case r.lane == nil:

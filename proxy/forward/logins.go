@@ -18,6 +18,10 @@ const maxLogins = 8
 // connection in through a proxy.
 const proxySupport = "Proxy-Support"
 
+// proxyStatus is the field in which a proxy says what it has to say about an answer (RFC
+// 9209). It is a list; those of origins are removed.
+const proxyStatus = "Proxy-Status"
+
 // Logins holds the connections to origins that belong to one connection of a client,
 // because the client has logged in on them or may do so. With some schemes, an origin
 // treats every later request of a connection as one of the user who has logged in there

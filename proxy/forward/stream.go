@@ -76,7 +76,7 @@ func (w *streamWire) offerLogin(fields http.Header) (problem string) { return re
 
 // refuseLogin tells the client why its login would fail.
 func refuseLogin(fields http.Header) (problem string) {
-	fields["Proxy-Status"] = []string{pseudonym + `; details="` + loginNeedsH1 + `"`} // RFC 9209 section 2.1.5
+	fields[proxyStatus] = append(fields[proxyStatus], pseudonym+`; details="`+loginNeedsH1+`"`) // RFC 9209 section 2.1.5
 	return loginNeedsH1
 }
 

@@ -151,6 +151,9 @@ type Answer struct {
 	// the connection.
 	Last bool
 
+	// Note is the value of a field Proxy-Status in the answer that opens a tunnel by
+	// CONNECT; "" adds none.
+	Note string
 	// Switched is the origin's answer to a request that opened a tunnel by an
 	// upgrade; nil if the tunnel was opened by CONNECT.
 	Switched []byte

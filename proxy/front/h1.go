@@ -264,7 +264,11 @@ func (c *h1) mayKeepAlive(r *Request, status int) bool {
 // most of the memory of an idle tunnel.
 func (c *h1) open(a *Answer) (run func()) {
 	answer := a.Switched
-	if answer == nil {
+	switch {
+	case answer != nil:
+	case a.Note != "":
+		answer = []byte("HTTP/1.1 200 OK\r\nProxy-Status: " + a.Note + "\r\n\r\n")
+	default:
 		answer = []byte("HTTP/1.1 200 OK\r\n\r\n")
 	}
 	err := c.write(answer)

@@ -118,7 +118,11 @@ func (x *exchange) serve(r *Request, handler Handler) (run func()) {
 	defer a.done(errNotWritten)
 	switch a.Kind {
 	case Opened:
-		err := x.stream.WriteFields([]h2.Field{{Name: ":status", Value: "200"}}, false)
+		fields := []h2.Field{{Name: ":status", Value: "200"}}
+		if a.Note != "" {
+			fields = append(fields, h2.Field{Name: "Proxy-Status", Value: a.Note})
+		}
+		err := x.stream.WriteFields(fields, false)
 		a.done(err)
 		if err == nil {
 			return a.Run

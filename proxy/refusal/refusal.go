@@ -161,10 +161,29 @@ func (r Refusal) proxyStatus(d Disclosure, phrase string) string {
 		b = fmt.Appendf(b, "; error=%s", r.Reason.ProxyError(r.Cause))
 	}
 	if d == Full {
-		b = fmt.Appendf(b, "; reason=%s; details=%s", r.Reason, quoted(phrase))
-		b = r.DNS.append(b)
+		b = r.DNS.append(r.appendReason(b, phrase))
 	}
 	return string(b)
+}
+
+// Note returns the value of Proxy-Status for the answer to a request that only observe mode
+// has let through: that it was observed, and the sentence of the refusal that enforcement
+// would have given. It is "" for any other decision, and with less than full disclosure.
+func Note(dec allowlist.Decision, decisionID string, d Disclosure) string {
+	if d != Full || dec.Verdict != allowlist.Observe {
+		return ""
+	}
+	dec.Reason = dec.WouldReason
+	r := Refusal{Reason: dec.Reason, Decision: dec, DecisionID: decisionID}
+	return string(r.appendReason(append(make([]byte, 0, usualSize/2), "exeat"...), r.fit(observed+": "+r.sentence(d), d)))
+}
+
+// observed begins the sentence about a request that only observe mode has let through.
+const observed = "egress let through in observe mode, would be denied"
+
+// appendReason appends the parameters that give the reason in one word and in a sentence.
+func (r Refusal) appendReason(b []byte, sentence string) []byte {
+	return fmt.Appendf(b, "; reason=%s; details=%s", r.Reason, quoted(sentence))
 }
 
 // Append appends the whole response to b as one of HTTP/1.1: status line, fields and body.
@@ -205,6 +224,12 @@ func (r Refusal) phrase(d Disclosure) string {
 	if d == None {
 		return prefix
 	}
+	return r.fit(prefix+": "+r.sentence(d), d)
+}
+
+// fit returns a sentence with the id of the decision and the owner to ask behind it, in at
+// most maxPhrase bytes: the owner is left out if there is no room, and the sentence is cut.
+func (r Refusal) fit(sentence string, d Disclosure) string {
 	tail := ""
 	if r.DecisionID != "" {
 		tail = "; id " + r.DecisionID
@@ -213,7 +238,6 @@ func (r Refusal) phrase(d Disclosure) string {
 	if d == Full && r.Decision.Owner != "" {
 		owner = "; ask " + printable(r.Decision.Owner)
 	}
-	sentence := prefix + ": " + r.sentence(d)
 	if len(sentence)+len(tail)+len(owner) > maxPhrase {
 		owner = ""
 	}
