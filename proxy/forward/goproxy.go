@@ -46,7 +46,11 @@ func refuse(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusF
 // roundTrip sends the request to the origin and returns its answer. It notes an error in
 // the run, since goproxy turns errors into text.
 func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response, error) {
-	resp, err := r.transport().RoundTrip(req)
+	transport := r.cfg.RoundTripper
+	if r.lane != nil {
+		transport = r.lane.transport
+	}
+	resp, err := transport.RoundTrip(req)
 	if r.expect != nil {
 		close(r.expect.final)
 	}
@@ -70,14 +74,6 @@ func (r *run) roundTrip(req *http.Request, _ *goproxy.ProxyCtx) (*http.Response,
 	}
 	resp.Body = &answerBody{ReadCloser: resp.Body, run: r}
 	return resp, nil
-}
-
-// transport returns what carries the request.
-func (r *run) transport() http.RoundTripper {
-	if r.lane == nil {
-		return r.cfg.RoundTripper
-	}
-	return r.lane.transport
 }
 
 // checkHead checks the head of the final answer, and removes the fields that are not for

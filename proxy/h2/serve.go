@@ -11,9 +11,8 @@ import (
 // its Serve at once: a client that opens a stream for each one that has ended can have as
 // many ended ones that are still served as open ones, and must not be refused for it.
 // extraServing is for connections with few streams. The caller holds mu.
-func (r *reader) mayServe() bool {
+func mayServe(c *Conn) bool {
 	const extraServing = 50
-	c := r.conn
 	return c.open < c.cfg.MaxStreams && c.serving < 2*c.cfg.MaxStreams+extraServing
 }
 
@@ -53,7 +52,7 @@ func (r *reader) handleHead(id uint32, head Head) error {
 		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "HEADERS after GOAWAY")
 	}
-	if !r.mayServe() {
+	if !mayServe(c) {
 		_ = c.out.frames.WriteRSTStream(id, http2.ErrCodeRefusedStream)
 		c.resets.add(id, streamWindow)
 		return r.budget.spend(costFrame, "streams beyond the limit")
