@@ -34,7 +34,7 @@ func only() map[string][]string {
 		module + "proxy":                          {"proxy/gateway", "cmd/exeat/config"},
 		module + "proxy/dns":                      {"proxy/gateway"},
 		module + "proxy/gateway":                  {"cmd/exeat", "cmd/exeat/config", "cmd/exeat/process"},
-		module + "proxy/front":                    {"proxy", "proxy/gateway", "cmd/exeat/config"},
+		module + "proxy/front":                    {"proxy", "proxy/agent", "proxy/gateway", "cmd/exeat/config"},
 		module + "proxy/watch":                    {"cmd/exeat/config", "cmd/exeat/process"},
 		module + "proxy/audit/file":               {"cmd/exeat/config", "cmd/exeat/process"},
 		module + "proxy/audit/native":             {"cmd/exeat/process"},
