@@ -39,6 +39,11 @@ type mask uint8
 // intermediate that is known to be genuine has signed, and gives only these to
 // crypto/x509. A certificate that merely bears the right names costs one check.
 func (t *trust) chains(certs []*x509.Certificate) chains {
+	return t.chainsFor(x509.ExtKeyUsageClientAuth, certs)
+}
+
+// chainsFor does what chains does, for certificates with a given extended key usage.
+func (t *trust) chainsFor(usage x509.ExtKeyUsage, certs []*x509.Certificate) chains {
 	var found chains
 	presented := make([]*x509.Certificate, len(certs))
 	for i, cert := range certs {
@@ -47,7 +52,7 @@ func (t *trust) chains(certs []*x509.Certificate) chains {
 	genuine := t.genuine(presented[1:], &found.cost)
 	options := x509.VerifyOptions{
 		Roots: t.ageless, Intermediates: x509.NewCertPool(), CurrentTime: time.Now(),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		KeyUsages: []x509.ExtKeyUsage{usage},
 	}
 	if t.crowded {
 		options.Roots = x509.NewCertPool()

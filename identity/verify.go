@@ -152,7 +152,7 @@ func (s *Snapshot) verifyFor(usage x509.ExtKeyUsage, certs []*x509.Certificate, 
 		return s.refuse(Untrusted, fmt.Sprintf("trust domain %s is not trusted here; trusted: %s",
 			quoted(id.TrustDomain().Name()), s.trusted.domainList)), time.Time{}, effort{}
 	}
-	found := t.chains(certs)
+	found := t.chainsFor(usage, certs)
 	valid := found.at(now)
 	if len(valid) == 0 {
 		return s.refuse(t.explain(found.all, now)), time.Time{}, found.cost

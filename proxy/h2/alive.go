@@ -67,7 +67,7 @@ func (a *alive) check() {
 	}
 	now := time.Now()
 	silent, late := a.silence(now), now.Sub(a.due) > c.cfg.PingTimeout
-	waits := !a.asked.IsZero() && silent >= time.Duration(now.UnixNano()-a.asked.UnixNano())
+	waits := !a.asked.IsZero() && silent > time.Duration(now.UnixNano()-a.asked.UnixNano())
 	next := c.cfg.PingTimeout
 	switch {
 	case waits && !late: // after a pause of this process the answer may be there and not be read yet

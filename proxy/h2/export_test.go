@@ -27,3 +27,10 @@ func (c *Conn) Room() int64 {
 
 // ID returns the id of a stream.
 func ID(s *Stream) uint32 { return s.id }
+
+// ExhaustIDs makes a client have no ids for other streams.
+func ExhaustIDs(c *Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ids.next = lastID
+}
