@@ -126,6 +126,6 @@ func mutants() []fault {
 		of("F/F16", "names in a certificate are not counted", "identity/presented.go", "if kind.n > maxEach {", "if kind.n > 200*maxEach {"),
 		of("F/F17", "certificates with any kind of key are read", "identity/presented.go", "return errKey", "return nil"),
 		of("F/F18", "certificates that do not verify spend no budget", "identity/verify.go", "budget.Spend(cost.time + costOfHandshake(certs))", "_ = cost"),
-		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkClientUsage(leaf)", "_ = checkClientUsage(leaf)"),
+		of("F", "a certificate for servers proves a client", "identity/verify.go", "err = checkUsage(leaf, usage)", "_ = checkUsage(leaf, usage)"),
 	}
 }
