@@ -266,8 +266,7 @@ func (o *origin) rest(tb testing.TB) (conns []*net.TCPConn) {
 // sawNothing checks that the origin received no bytes on any connection.
 func (o *origin) sawNothing(t *testing.T) {
 	t.Helper()
-	for len(o.conns) > 0 {
-		conn := o.next(t)
+	for _, conn := range o.rest(t) {
 		if got := readAll(t, conn); got != "" {
 			t.Errorf("the origin got %q", got)
 		}
