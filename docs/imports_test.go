@@ -33,6 +33,7 @@ func only() map[string][]string {
 		// Packages of this module that only their users may import.
 		module + "proxy":                          {"proxy/gateway", "cmd/exeat/config"},
 		module + "proxy/dns":                      {"proxy/gateway"},
+		module + "proxy/agent":                    {"cmd/exeat", "cmd/exeat/process"},
 		module + "proxy/gateway":                  {"cmd/exeat", "cmd/exeat/config", "cmd/exeat/process"},
 		module + "proxy/front":                    {"proxy", "proxy/agent", "proxy/gateway", "cmd/exeat/config"},
 		module + "proxy/watch":                    {"cmd/exeat/config", "cmd/exeat/process"},
@@ -42,11 +43,12 @@ func only() map[string][]string {
 		module + "proxy/audit/ecs":                {"cmd/exeat/process"},
 		module + "proxy/resolve/wire":             {"proxy/resolve"},
 		module + "identity/workload":              {"cmd/exeat/process"},
-		module + "identity/authority":             {"cmd/exeat", "identity/authority/workloadapi"},
-		module + "identity/authority/workloadapi": {"cmd/exeat"},
+		module + "identity/authority":             {"cmd/exeat", "cmd/exeat/stage", "identity/authority/workloadapi"},
+		module + "identity/authority/workloadapi": {"cmd/exeat", "cmd/exeat/stage"},
 		module + "allowlist/policyfile":           {"cmd/exeat", "cmd/exeat/process"},
 		module + "cmd/exeat/process":              {"cmd/exeat"},
 		module + "cmd/exeat/caller":               {"cmd/exeat"},
+		module + "cmd/exeat/stage":                {"cmd/exeat"},
 		module + "cmd/exeat/telemetry":            {"cmd/exeat/process"},
 	}
 }

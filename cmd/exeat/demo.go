@@ -16,6 +16,7 @@ import (
 	"github.com/exeat-dev/exeat/allowlist"
 	"github.com/exeat-dev/exeat/cmd/exeat/config"
 	"github.com/exeat-dev/exeat/cmd/exeat/process"
+	"github.com/exeat-dev/exeat/cmd/exeat/stage"
 	"github.com/exeat-dev/exeat/identity/authority"
 	"github.com/exeat-dev/exeat/proxy/gateway"
 )
@@ -71,8 +72,8 @@ type demo struct {
 	dir     string
 	policy  string // path of the policy file
 	gateway *process.Process
-	origin  *origin
-	api     *workloadAPI
+	origin  *stage.Origin
+	api     *stage.WorkloadAPI
 	addr    netip.AddrPort // address of the gateway
 	dot     netip.AddrPort // address of the gateway's DNS over TLS
 }
@@ -134,11 +135,11 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	d.origin, err = startOrigin(ctx, a, f.originAt)
+	d.origin, err = stage.StartOrigin(ctx, a, f.originAt, demoHello, demoSecret)
 	if err != nil {
 		return err
 	}
-	d.api, err = startWorkloadAPI(ctx, a, d.path("agent.sock"), authority.Options{
+	d.api, err = stage.StartWorkloadAPI(ctx, a, d.path("agent.sock"), authority.Options{
 		ID: spiffeid.RequireFromPath(a.TrustDomain(), "/gateway"), DNS: []string{"localhost", "127.0.0.1"},
 	})
 	if err != nil {
@@ -147,7 +148,7 @@ func (d *demo) build(ctx context.Context, f *demoFlags, stderr io.Writer) error 
 	d.policy = f.policy
 	if d.policy == "" {
 		d.policy = d.path("policy.yaml")
-		if err := os.WriteFile(d.policy, []byte(demoPolicy(d.origin.addr)), 0o600); err != nil {
+		if err := os.WriteFile(d.policy, []byte(demoPolicy(d.origin.Addr)), 0o600); err != nil {
 			return err
 		}
 	}
@@ -182,7 +183,7 @@ func (d *demo) config(address string) config.Config {
 		if err != nil {
 			panic(err) // the text is a constant of this file
 		}
-		cfg.Resolver.Hosts[host] = []netip.Addr{d.origin.addr.Addr()}
+		cfg.Resolver.Hosts[host] = []netip.Addr{d.origin.Addr.Addr()}
 	}
 	return cfg
 }
@@ -218,10 +219,10 @@ func (d *demo) path(name string) string { return filepath.Join(d.dir, name) }
 // remove ends and deletes what start created. The gateway must have ended before.
 func (d *demo) remove() {
 	if d.api != nil {
-		d.api.stop()
+		d.api.Stop()
 	}
 	if d.origin != nil {
-		d.origin.stop()
+		d.origin.Stop()
 	}
 	_ = os.RemoveAll(d.dir)
 }

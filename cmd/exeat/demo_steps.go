@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/exeat-dev/exeat/cmd/exeat/caller"
+	"github.com/exeat-dev/exeat/cmd/exeat/stage"
 )
 
 // step is one command to try, with the expected answer.
@@ -38,7 +39,7 @@ const (
 
 // target returns the address of a host at the origin's port.
 func (d *demo) target(host string) string {
-	return net.JoinHostPort(host, strconv.Itoa(int(d.origin.addr.Port())))
+	return net.JoinHostPort(host, strconv.Itoa(int(d.origin.Addr.Port())))
 }
 
 func (d *demo) steps() []step {
@@ -92,7 +93,7 @@ func (d *demo) dig(s step) string {
 // explain prints the commands to try.
 func (d *demo) explain(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "exeat demo: an authority, a gateway on %s, with DNS over TLS on %s, and an origin on %s run in this process.\n", d.addr, d.dot, d.origin.addr)
+	fmt.Fprintf(&b, "exeat demo: an authority, a gateway on %s, with DNS over TLS on %s, and an origin on %s run in this process.\n", d.addr, d.dot, d.origin.Addr)
 	b.WriteString("Paste these into another terminal:\n")
 	for i, s := range d.steps() {
 		fmt.Fprintf(&b, "\n%d. %s\n\n    %s\n\n    # %s\n", i+1, s.title, d.command(s), s.promise)
@@ -157,10 +158,10 @@ func (d *demo) try(ctx context.Context, s step) (answer string, err error) {
 		c.Gateway = d.dot
 		return c.LookUp(ctx, s.host)
 	case http2:
-		return c.FetchH2(ctx, d.target(s.host), greeting(s.host))
+		return c.FetchH2(ctx, d.target(s.host), stage.Greeting(s.host))
 	case http1:
 	}
-	return c.Fetch(ctx, d.target(s.host), greeting(s.host))
+	return c.Fetch(ctx, d.target(s.host), stage.Greeting(s.host))
 }
 
 func (d *demo) roots() (*x509.CertPool, error) {

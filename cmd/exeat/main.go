@@ -74,7 +74,7 @@ fails.`,
 	// A command that only has subcommands can be run for its help and its errors, but
 	// help should not show that as a way to use it.
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
-	root.AddCommand(newDemo(), newServe(), newPolicy(), newAuthority(), newVersion())
+	root.AddCommand(newDemo(), newServe(), newAgent(), newPolicy(), newAuthority(), newVersion())
 	return root
 }
 

@@ -127,7 +127,7 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, uplink: uplink, h1: front.NewH1(fronts), socks5: front.NewSOCKS5(fronts), queries: make(chan struct{}, maxDatagrams),
 	}
-	a.forwarder, err = forward.New(forward.Config{RoundTripper: &roundTripper{uplink}, NoVia: true, PassForwarded: true, Idle: forever, Max: forever})
+	a.forwarder, err = forward.New(forward.Config{RoundTripper: &roundTripper{uplink}, NoVia: true, PassForwarded: true, Idle: plainIdle, Max: forever})
 	if err == nil {
 		err = a.open(ctx)
 	}
@@ -192,6 +192,7 @@ func (a *Agent) panicked(ctx context.Context, cause any, stack []byte) {
 
 // Listening is an address at which the agent listens.
 type Listening struct {
+	Name     string // such as http-1
 	Protocol Protocol
 	Addr     net.Addr
 }
@@ -200,7 +201,7 @@ type Listening struct {
 func (a *Agent) Listening() []Listening {
 	all := make([]Listening, 0, len(a.listeners))
 	for _, d := range a.listeners {
-		all = append(all, Listening{d.protocol, d.Addr()})
+		all = append(all, Listening{d.Name(), d.protocol, d.Addr()})
 	}
 	return all
 }

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bufio"
+	"context"
 	"io"
 	"maps"
 	"net"
@@ -9,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/exeat-dev/exeat/proxy/audit"
+	"github.com/exeat-dev/exeat/proxy/h2"
+	"github.com/exeat-dev/exeat/proxy/tunnel"
 )
 
 // TestDoors checks that each door reaches an allowed origin through a gateway, with a
@@ -135,5 +139,36 @@ func TestRefusalsAreRebuilt(t *testing.T) {
 	}
 	if code := dial(t, "tcp", a.socks).socks(t, "a.example", "1"); code != 5 {
 		t.Errorf("SOCKS5: reply %d for a port without a listener", code)
+	}
+}
+
+// TestHTTP2AtADoor checks that a client may speak HTTP/2 to a door, with prior knowledge: each
+// stream becomes a tunnel of its own.
+func TestHTTP2AtADoor(t *testing.T) {
+	s := newSite(t)
+	g := s.serveGateway(t, "127.0.0.1:0", nil)
+	a := s.serveAgent(t, nil, g.addr)
+	c := dial(t, "tcp", a.http)
+	link, err := tunnel.NewLink(c.Conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, ended := h2.New(h2.Config{Client: true}, link), make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = client.Run(context.Background(), nil)
+	}()
+	defer func() { client.Close(); <-ended }()
+	for range 3 {
+		stream, err := client.Open(t.Context(), []h2.Field{{Name: ":method", Value: "CONNECT"}, {Name: ":authority", Value: s.origin.at("a.example")}}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head, err := stream.Answer(t.Context())
+		if err != nil || head.Get(":status") != "200" {
+			t.Fatalf("%v, %v", head, err)
+		}
+		(&caller{stream, bufio.NewReader(stream)}).finish(t)
+		_ = stream.Close()
 	}
 }

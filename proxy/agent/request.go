@@ -25,8 +25,12 @@ const (
 	earlyTimeout  = 10 * time.Second // for the bytes that came behind a request, and for the body of a refusal
 )
 
-// forever is longer than any tunnel lasts: the gateway bounds its tunnels.
+// forever is longer than any tunnel or exchange lasts: the gateway bounds them.
 const forever = 10 * 365 * 24 * time.Hour
+
+// plainIdle is how long an exchange may last in which no byte moves, so that a client which
+// does not read holds nothing for ever.
+const plainIdle = time.Hour
 
 // client handles the requests of one connection of a client.
 type client struct {
@@ -108,7 +112,7 @@ func (c *client) connect(ctx context.Context, r *front.Request) front.Answer {
 	case err != nil:
 		return given(noGateway(r, err))
 	}
-	t := &relay{stream: s, local: c.conn.Conn, early: r.Early()}
+	t := &relay{stream: s, local: r.Client, early: r.Early()}
 	return front.Answer{
 		Kind: front.Opened,
 		Done: func(err error) {

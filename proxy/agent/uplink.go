@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -362,5 +364,17 @@ func (u *Uplink) Connect(ctx context.Context) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s.opening--
+	return nil
+}
+
+// CheckGateway returns an error for an address that is not HOST:PORT.
+func CheckGateway(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return errors.New("write HOST:PORT")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); host == "" || err != nil || n == 0 {
+		return errors.New("write HOST:PORT with a port from 1 to 65535")
+	}
 	return nil
 }

@@ -3,6 +3,7 @@ package refusal
 import (
 	"bytes"
 	"net/textproto"
+	"strconv"
 	"strings"
 )
 
@@ -82,11 +83,13 @@ func (s Status) Refuses() bool { return s.Error != "" || s.Details == "" }
 
 // Rebuild returns the refusal of another gateway that has come by HTTP/2, as it would have
 // come by HTTP/1.1, where it has a reason phrase. Fields that belong to a connection are
-// left out.
+// left out. A nil body means that none follows, as after HEAD; any other one is all that has
+// come, whatever length was announced.
 func Rebuild(status int, fields []Field, body []byte) Response {
 	r := Response{Status: status, Phrase: prefixOf(status), Body: body}
 	text := false
 	for _, f := range fields {
+		value := f.Value
 		name := textproto.CanonicalMIMEHeaderKey(f.Name)
 		switch {
 		case strings.HasPrefix(name, ":"), name == "Connection":
@@ -98,9 +101,11 @@ func Rebuild(status int, fields []Field, body []byte) Response {
 			}
 			r.Error = s.Error
 		case name == "Content-Type":
-			text = strings.HasPrefix(f.Value, "text/plain")
+			text = strings.HasPrefix(value, "text/plain")
+		case name == "Content-Length" && body != nil:
+			value = strconv.Itoa(len(body))
 		}
-		r.Fields = append(r.Fields, Field{name, f.Value})
+		r.Fields = append(r.Fields, Field{name, value})
 	}
 	// A gateway that does not disclose the reason leaves the details out; the text for
 	// people still begins with the phrase.

@@ -71,6 +71,10 @@ func TestRebuildBounds(t *testing.T) {
 	r := refusal.Rebuild(http.StatusForbidden, []refusal.Field{
 		{Name: "connection", Value: "keep-alive"}, {Name: "content-type", Value: "text/plain"},
 	}, []byte("egress denied"+strings.Repeat("\r", 300)+"\n"))
+	cut := refusal.Rebuild(http.StatusForbidden, []refusal.Field{{Name: "content-length", Value: "100"}}, []byte("short"))
+	if cut.Fields[0].Value != "5" {
+		t.Errorf("a body that is cut off has the fields %v", cut.Fields)
+	}
 	if strings.ContainsAny(r.Phrase, "\r\n") || len(r.Phrase) > 200 || len(r.Fields) != 1 {
 		t.Errorf("phrase %q, fields %v", r.Phrase, r.Fields)
 	}

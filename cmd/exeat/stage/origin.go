@@ -1,4 +1,6 @@
-package main
+// Package stage has what stands around the gateway of the demo: an origin that greets, and the
+// Workload API of a throw-away authority.
+package stage
 
 import (
 	"context"
@@ -16,17 +18,20 @@ import (
 	"github.com/exeat-dev/exeat/proxy/listen"
 )
 
-// origin is the demo's destination: a TLS server that answers with a greeting.
-type origin struct {
-	addr   netip.AddrPort
+// Origin is a TLS server that answers with a greeting.
+type Origin struct {
+	// Addr is where it listens: an address of loopback if it listens on all.
+	Addr netip.AddrPort
+
 	server *http.Server
 	done   chan struct{}
 }
 
-func startOrigin(ctx context.Context, a *authority.Authority, address string) (*origin, error) {
+// StartOrigin starts an origin at an address, with a certificate for some names.
+func StartOrigin(ctx context.Context, a *authority.Authority, address string, names ...string) (*Origin, error) {
 	svid, err := a.Mint(authority.Options{
 		ID:  spiffeid.RequireFromPath(a.TrustDomain(), "/origin"),
-		DNS: []string{demoHello, demoSecret},
+		DNS: names,
 	})
 	if err != nil {
 		return nil, err
@@ -46,14 +51,14 @@ func startOrigin(ctx context.Context, a *authority.Authority, address string) (*
 		}
 		addr = netip.AddrPortFrom(loopback, addr.Port())
 	}
-	o := &origin{addr: addr, done: make(chan struct{}), server: &http.Server{
+	o := &Origin{Addr: addr, done: make(chan struct{}), server: &http.Server{
 		Handler:           http.HandlerFunc(greet),
 		ReadHeaderTimeout: 10 * time.Second,
 	}}
 	secure := tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{svid.TLS()}})
 	go func() {
 		defer close(o.done)
-		_ = o.server.Serve(secure) // returns when stop closes the server
+		_ = o.server.Serve(secure) // returns when Stop closes the server
 	}()
 	return o, nil
 }
@@ -64,13 +69,14 @@ func greet(w http.ResponseWriter, r *http.Request) {
 		host = r.Host
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, greeting(host))
+	_, _ = io.WriteString(w, Greeting(host))
 }
 
-// greeting returns what the origin says under a name.
-func greeting(host string) string { return fmt.Sprintf("hello from %q\n", host) }
+// Greeting returns what the origin says under a name.
+func Greeting(host string) string { return fmt.Sprintf("hello from %q\n", host) }
 
-func (o *origin) stop() {
+// Stop ends the origin, and waits for that.
+func (o *Origin) Stop() {
 	_ = o.server.Close()
 	<-o.done
 }

@@ -1,4 +1,4 @@
-package main
+package stage
 
 import (
 	"context"
@@ -7,13 +7,14 @@ import (
 	"github.com/exeat-dev/exeat/identity/authority/workloadapi"
 )
 
-// workloadAPI serves the demo's Workload API.
-type workloadAPI struct {
+// WorkloadAPI serves the Workload API.
+type WorkloadAPI struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-func startWorkloadAPI(ctx context.Context, a *authority.Authority, socket string, svids ...authority.Options) (*workloadAPI, error) {
+// StartWorkloadAPI starts the Workload API on a socket, with some SVIDs.
+func StartWorkloadAPI(ctx context.Context, a *authority.Authority, socket string, svids ...authority.Options) (*WorkloadAPI, error) {
 	server, err := workloadapi.New(workloadapi.Config{Authority: a, SVIDs: svids})
 	if err != nil {
 		return nil, err
@@ -23,15 +24,16 @@ func startWorkloadAPI(ctx context.Context, a *authority.Authority, socket string
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	started := &workloadAPI{cancel: cancel, done: make(chan struct{})}
+	started := &WorkloadAPI{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(started.done)
-		_ = server.Serve(ctx, l) // returns when stop cancels ctx
+		_ = server.Serve(ctx, l) // returns when Stop cancels ctx
 	}()
 	return started, nil
 }
 
-func (w *workloadAPI) stop() {
+// Stop ends it, and waits for that.
+func (w *WorkloadAPI) Stop() {
 	w.cancel()
 	<-w.done
 }
