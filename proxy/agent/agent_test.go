@@ -2,8 +2,10 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -102,6 +104,28 @@ func TestPlainRequests(t *testing.T) {
 		if decisions++; rec.AttributedText() != `process="test"` {
 			t.Errorf("%s: attributed %q", rec.Event, rec.AttributedText())
 		}
+	}
+}
+
+// TestAnAnswerThatIsCutOff checks that a client notices when the origin ends an answer in the
+// middle.
+func TestAnAnswerThatIsCutOff(t *testing.T) {
+	s := newSite(t)
+	g := s.serveGateway(t, "127.0.0.1:0", nil)
+	var log bytes.Buffer
+	a := s.serveAgent(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) }, g.addr)
+	c, at := dial(t, "tcp", a.http), s.origin.at("a.example")
+	c.send(t, "GET http://"+at+"/cut HTTP/1.1\r\nHost: "+at+"\r\n\r\n")
+	resp, err := http.ReadResponse(c.reader, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); err == nil || !strings.HasPrefix("hello", string(body)) { // a reset may overtake what came before it
+		t.Errorf("the answer is %q, %v", body, err)
+	}
+	a.end()
+	if log.Len() > 0 {
+		t.Errorf("the agent logs %s", &log)
 	}
 }
 

@@ -345,6 +345,10 @@ func (o *origin) serve(conn net.Conn) {
 		o.last = req.Header
 		o.mu.Unlock()
 		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\nX-Path: "+req.URL.RequestURI()+"\r\n\r\n")
+		if req.URL.Path == "/cut" {
+			_, _ = io.WriteString(conn, "5\r\nhello\r\n")
+			return
+		}
 		if req.Method == http.MethodHead {
 			continue
 		}

@@ -104,6 +104,8 @@ func (r *run) incompleteError() error {
 		return r.failure
 	case r.down.err != nil:
 		return fmt.Errorf("writing to the client: %w", r.down.err)
+	case r.answerErr != nil && r.upstream == nil:
+		return fmt.Errorf("reading the answer: %w", &unquotedError{r.answerErr})
 	case r.answerErr != nil && !errors.Is(r.answerErr, context.Canceled):
 		return fmt.Errorf("reading from %s: %w", r.upstream.dialed.Addr, &unquotedError{r.answerErr})
 	}

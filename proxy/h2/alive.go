@@ -119,7 +119,7 @@ func (c *Conn) Ping(ctx context.Context) error {
 	}
 	c.alive.pings[number] = answer
 	c.mu.Unlock()
-	c.out.flush()
+	go c.out.flush() // it may wait for a peer that does not read
 	var err error
 	select {
 	case <-answer:
