@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -375,15 +376,6 @@ func (s *site) direct(t *testing.T, g *testGateway, request string) (*http.Respo
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	c := &caller{conn, bufio.NewReader(conn)}
-	method, _, _ := bytesCut(request)
+	method, _, _ := strings.Cut(request, " ")
 	return c.ask(t, method, request)
-}
-
-func bytesCut(request string) (method, rest string, ok bool) {
-	for i := range request {
-		if request[i] == ' ' {
-			return request[:i], request[i+1:], true
-		}
-	}
-	return request, "", false
 }

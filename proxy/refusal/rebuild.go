@@ -82,17 +82,17 @@ func cutParameter(list string) (name, value, rest string, ok bool) {
 func (s Status) Refuses() bool { return s.Error != "" || s.Details == "" }
 
 // Rebuild returns the refusal of another gateway that has come by HTTP/2, as it would have
-// come by HTTP/1.1, where it has a reason phrase. Fields that belong to a connection are
-// left out. A nil body means that none follows, as after HEAD; any other one is all that has
+// come by HTTP/1.1, where it has a reason phrase. Fields that belong to a connection, and
+// those that HTTP/1.1 cannot carry, are left out. A nil body means that none follows, as after HEAD; any other one is all that has
 // come, whatever length was announced.
 func Rebuild(status int, fields []Field, body []byte) Response {
 	r := Response{Status: status, Phrase: prefixOf(status), Body: body}
-	text := false
+	text, measured := false, body == nil
 	for _, f := range fields {
 		value := f.Value
 		name := textproto.CanonicalMIMEHeaderKey(f.Name)
 		switch {
-		case strings.HasPrefix(name, ":"), name == "Connection":
+		case !isPassed(name, value):
 			continue
 		case name == proxyStatusName:
 			s, ok := ParseStatus(f.Value)
@@ -103,9 +103,15 @@ func Rebuild(status int, fields []Field, body []byte) Response {
 		case name == "Content-Type":
 			text = strings.HasPrefix(value, "text/plain")
 		case name == "Content-Length" && body != nil:
-			value = strconv.Itoa(len(body))
+			if measured { // once is enough
+				continue
+			}
+			value, measured = strconv.Itoa(len(body)), true
 		}
 		r.Fields = append(r.Fields, Field{name, value})
+	}
+	if !measured { // without it the next answer on the connection could be taken for this one's body
+		r.Fields = append(r.Fields, Field{"Content-Length", strconv.Itoa(len(body))})
 	}
 	// A gateway that does not disclose the reason leaves the details out; the text for
 	// people still begins with the phrase.
@@ -117,4 +123,14 @@ func Rebuild(status int, fields []Field, body []byte) Response {
 		r.Phrase = r.Phrase[:maxPhrase]
 	}
 	return r
+}
+
+// isPassed reports whether a field of a refusal is written by HTTP/1.1: neither a field of the
+// connection, nor one that would end its line or frame the body in another way.
+func isPassed(name, value string) bool {
+	switch name {
+	case "", "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		return false
+	}
+	return !strings.ContainsAny(name, ": \t\r\n\x00") && !strings.ContainsAny(value, "\r\n\x00")
 }

@@ -75,7 +75,40 @@ func TestRebuildBounds(t *testing.T) {
 	if cut.Fields[0].Value != "5" {
 		t.Errorf("a body that is cut off has the fields %v", cut.Fields)
 	}
-	if strings.ContainsAny(r.Phrase, "\r\n") || len(r.Phrase) > 200 || len(r.Fields) != 1 {
+	if strings.ContainsAny(r.Phrase, "\r\n") || len(r.Phrase) > 200 || len(r.Fields) != 2 {
 		t.Errorf("phrase %q, fields %v", r.Phrase, r.Fields)
+	}
+}
+
+// TestRebuildCannotBeFramedOtherwise checks that no field of a gateway ends its line early, or
+// says where the body ends.
+func TestRebuildCannotBeFramedOtherwise(t *testing.T) {
+	for _, row := range []struct{ name, value string }{
+		{"x-a", "1\r\nset-cookie: a=b"},
+		{"x-a", "1\nb: c"},
+		{"x-a", "1\rb"},
+		{"x-a", "1\x00"},
+		{"x-a\r\nb", "1"},
+		{"x a", "1"},
+		{"x-a:", "1"},
+		{"", "1"},
+		{":status", "200"},
+		{"transfer-encoding", "chunked"},
+		{"TRANSFER-ENCODING", "chunked"},
+		{"trailer", "a"},
+		{"upgrade", "websocket"},
+		{"keep-alive", "timeout=5"},
+		{"connection", "close"},
+		{"proxy-connection", "close"},
+		{"te", "trailers"},
+	} {
+		r := refusal.Rebuild(http.StatusForbidden, []refusal.Field{{Name: row.name, Value: row.value}}, []byte("no"))
+		if len(r.Fields) != 1 || r.Fields[0] != (refusal.Field{Name: "Content-Length", Value: "2"}) {
+			t.Errorf("%q: %q has the fields %q", row.name, row.value, r.Fields)
+		}
+	}
+	twice := refusal.Rebuild(http.StatusForbidden, []refusal.Field{{Name: "content-length", Value: "1"}, {Name: "content-length", Value: "9"}}, []byte("no"))
+	if len(twice.Fields) != 1 || twice.Fields[0].Value != "2" {
+		t.Errorf("two lengths become %q", twice.Fields)
 	}
 }
